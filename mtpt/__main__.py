@@ -1,0 +1,179 @@
+"""The verbs of the command line; each imports what it needs when it is called, so that --help is instant."""
+
+import os
+import sys
+
+VERBS = {
+    'train': 'pretrain or tune as a config says; the same command on the same folder resumes',
+    'evaluate': 'zero-shot scores of a run on a mixture of tasks',
+    'generate': 'complete a text with a run (from --input or standard input)',
+    'report': 'write report.html for a run',
+    'tasks': 'list | show NAME | check MIXTURE',
+    'cache': 'write the token shards and evaluation sets of a mixture',
+    'vocabulary': 'train a SentencePiece vocabulary on a corpus',
+    'sweep': 'run a config over values and seeds; one table with intervals',
+    'doctor': 'versions, devices, what is missing and what to do about it',
+}
+
+HELP = """mtpt: scalable multi-task pretraining of encoder-decoders
+
+usage: mtpt VERB [--flag=value ...]        mtpt VERB --help lists the flags of a verb
+
+{verbs}
+
+  mtpt train --config=quickstart --workdir=runs/quickstart
+  mtpt evaluate --workdir=runs/quickstart --mixture=builtin_new_tasks
+"""
+
+CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache')
+
+
+def train(args):
+    from mtpt import run
+
+    run.train(args.run, _needed(args.workdir, 'workdir', 'runs/NAME'))
+
+
+def evaluate(args):
+    from mtpt import run
+
+    run.evaluate(
+        _needed(args.workdir, 'workdir', 'runs/NAME'),
+        _needed(args.mixture, 'mixture', 'NAME'),
+        step=args.step,
+        split=args.split,
+        overrides=args.set,
+    )
+
+
+def generate(args):
+    from mtpt import run
+
+    text = args.input if args.input is not None else sys.stdin.read()
+    inputs = [text] if args.input is not None else text.splitlines()
+    workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
+    for output in run.generate(workdir, inputs, step=args.step, max_length=args.max_length):
+        print(output)
+
+
+def report(args):
+    from mtpt import report as module
+
+    print(module.write(_needed(args.workdir, 'workdir', 'runs/NAME')))
+
+
+def tasks(args):
+    from mtpt import inspect_tasks
+    from mtpt.config import choose
+
+    words = args.words or ['list']
+    choose('tasks command', words[0], inspect_tasks.COMMANDS)(args.run, *words[1:])
+
+
+def cache(args):
+    from mtpt import run
+
+    run.build_cache(
+        args.run, _needed(args.mixture, 'mixture', 'NAME'), _needed(args.out, 'out', 'DIR')
+    )
+
+
+def vocabulary(args):
+    from mtpt import vocabulary as module
+
+    corpus = _needed(args.corpus, 'corpus', 'FILE')
+    out = _needed(args.out, 'out', 'FILE.model')
+    module.train(module.lines(corpus), args.size, out)
+    print(f'{out}: {module.open_vocabulary(out).size} ids with sentinels and mode tokens')
+
+
+def sweep(args):
+    from mtpt import sweep as module
+
+    module.sweep(
+        args.config_argument,
+        args.overrides,
+        _needed(args.over, 'over', 'section.key=a,b,c'),
+        args.seeds,
+        args.workdir or f'runs/sweep-{args.config_name}',
+    )
+
+
+def doctor(args):
+    del args
+    from mtpt import doctor as module
+
+    return module.main()
+
+
+def _needed(value, flag, example):
+    if value is None:
+        from mtpt.config import UserError
+
+        raise UserError(f'--{flag} is missing; add --{flag}={example}')
+    return value
+
+
+def main(argv: list[str]) -> int:
+    """Runs one verb; returns the exit status. Bad input prints one sentence and gives 2."""
+    debug = '--debug' in argv
+    argv = [a for a in argv if a != '--debug']
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        width = max(map(len, VERBS))
+        print(HELP.format(verbs='\n'.join(f'  {v:{width}}  {t}' for v, t in VERBS.items())))
+        return 0
+    if argv[0] == '--version':
+        from mtpt import __version__
+
+        print(__version__)
+        return 0
+    _hush()
+    from mtpt.config import UserError, nearest
+
+    try:
+        verb = argv[0]
+        if verb not in VERBS:
+            raise UserError(f'no verb {verb!r}; {nearest(verb, VERBS)}')
+        from mtpt import flags
+
+        args = flags.parse(verb, argv[1:], with_config=verb in CONFIG_VERBS)
+        if args is None:
+            return 0
+        return globals()[verb](args) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f'mtpt: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print('mtpt: interrupted; what was saved is whole', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f'mtpt: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ""}'
+            ' (this is a fault of mtpt or of a library; run again with --debug for the traceback)',
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _hush():
+    """Keeps the libraries' start-up chatter off the terminal, unless the user asked for it."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
+    os.environ.setdefault('GLOG_minloglevel', '3')
+
+
+def entry():
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+    entry()

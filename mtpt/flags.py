@@ -1,0 +1,178 @@
+"""Flags of the verbs: absl flags, and a config whose every field can be set with --config.section.key=value.
+
+The config file's own keys are laid over the defaults of the dataclasses first, so that any field can be
+overridden, and not only those that the file names.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+import pkgutil
+import types
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from mtpt.config import UserError, as_dict, nearest, read
+
+VERB_FLAGS = dict(
+    train=dict(workdir=(str, None, 'folder of the run; made if absent, resumed if not')),
+    evaluate=dict(
+        workdir=(str, None, 'folder of the run'),
+        mixture=(str, None, 'name of a mixture or task to evaluate on'),
+        step=(int, None, 'checkpoint to evaluate (the newest)'),
+        split=(str, None, 'split of the tasks (test where there is one, else validation)'),
+        set=(list, [], 'evaluation settings, such as normalisation=mean,max_examples=100'),
+    ),
+    generate=dict(
+        workdir=(str, None, 'folder of the run'),
+        input=(str, None, 'text to complete; without it, each line of standard input'),
+        step=(int, None, 'checkpoint to use (the newest)'),
+        max_length=(int, 0, 'longest output in tokens (the targets_length of the run)'),
+    ),
+    report=dict(workdir=(str, None, 'folder of the run')),
+    tasks=dict(),
+    cache=dict(
+        mixture=(str, None, 'name of the mixture or task'),
+        out=(str, None, 'folder to write shards, evaluation sets and manifest to'),
+    ),
+    vocabulary=dict(
+        corpus=(str, None, 'text file, a document a line (.gz is read too)'),
+        size=(int, 32000, 'number of pieces'),
+        out=(str, None, 'the .model file to write'),
+    ),
+    sweep=dict(
+        workdir=(str, None, 'folder of all runs and of the table'),
+        over=('multi', None, 'section.key=a,b,c; more than once for a grid'),
+        seeds=(int, 3, 'number of seeds a setting'),
+    ),
+    doctor=dict(),
+)
+
+DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    list: flags.DEFINE_list,
+    'multi': flags.DEFINE_multi_string,
+}
+
+
+def parse(verb: str, argv: list[str], with_config: bool) -> types.SimpleNamespace | None:
+    """Reads a verb's flags; None when the user asked for --help, which is then printed.
+
+    Raises:
+      UserError: an unknown flag, a value of the wrong type, an unknown key or file in --config.
+    """
+    values = flags.FlagValues()
+    for name, (kind, default, text) in VERB_FLAGS[verb].items():
+        DEFINE[kind](name, default, text, flag_values=values)
+    if {'-h', '--help'} & set(argv):
+        print(f'mtpt {verb}\n{values.get_help()}' + (CONFIG_HELP if with_config else ''))
+        return None
+    argv = _joined(argv)
+    argument = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), None)
+    overrides = [a for a in argv if a.startswith('--config.')]
+    rest = [a for a in argv if not a.startswith(('--config=', '--config.'))]
+    if not with_config and (argument or overrides):
+        raise UserError(f'mtpt {verb} takes no --config; the run folder holds its own')
+    try:
+        words = values([verb, *rest])[1:]
+    except flags.Error as error:
+        raise UserError(f'{error}; mtpt {verb} --help lists the flags') from error
+    if words and verb != 'tasks':
+        raise UserError(f'what does {words[0]!r} mean here? mtpt {verb} --help lists the flags')
+    args = {name: values[name].value for name in VERB_FLAGS[verb]}
+    if with_config:
+        if verb in ('train', 'sweep') and argument is None:
+            raise UserError(f'--config is missing; add --config=quickstart, {nearest("", names())}')
+        args['run'] = load(argument, overrides)
+        args.update(config_argument=argument, overrides=overrides, config_name=args['run'].name)
+    return types.SimpleNamespace(words=words, **args)
+
+
+CONFIG_HELP = """
+  --config: NAME of a file in configs/, or a FILE.py, with :ARGUMENT if it takes one
+  --config.section.key=value: sets any field of the config
+"""
+
+
+def load(argument: str | None, overrides: list[str] = ()) -> Any:
+    """Reads a config by name or path, with `--config.key=value` overrides, into a `Run`."""
+    from mtpt.run import Run
+
+    name, config = 'default', {}
+    if argument is not None:
+        name, config = _from_file(argument)
+    run = read(Run, {'name': name, **_plain(config)})
+    full = config_dict.ConfigDict(_tuples(as_dict(run)))
+    if overrides:
+        for override in overrides:
+            _check_key(override, full)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict('config', full, flag_values=values)
+        try:
+            values(['mtpt', *overrides])
+        except (flags.Error, TypeError, ValueError, KeyError) as error:
+            raise UserError(f'cannot set {" ".join(overrides)}: {error}') from error
+    return read(Run, full.to_dict())
+
+
+def names() -> list[str]:
+    """The configs that come with mtpt."""
+    import mtpt.configs
+
+    found = pkgutil.iter_modules(mtpt.configs.__path__)
+    return sorted(m.name for m in found if not m.name.startswith('_'))
+
+
+def _from_file(argument: str):
+    path, _, arg = argument.partition(':')
+    try:
+        if path.endswith('.py') or '/' in path:
+            file = pathlib.Path(path)
+            if not file.is_file():
+                raise UserError(f'no config file {path}; name one of configs/: {", ".join(names())}')
+            spec = importlib.util.spec_from_file_location(f'mtpt_config_{file.stem}', file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        elif path in names():
+            module = importlib.import_module(f'mtpt.configs.{path}')
+        else:
+            raise UserError(f'no config {path!r}; {nearest(path, names())}')
+    except SyntaxError as error:
+        raise UserError(f'{path} is not Python: line {error.lineno}: {error.msg}') from error
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'{path} has no get_config(); a config file defines it')
+    return pathlib.Path(path).stem, module.get_config(arg) if arg else module.get_config()
+
+
+def _plain(config):
+    return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+
+
+def _tuples(value):
+    """ml_collections overrides tuples, not lists, from the command line."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_key(override: str, config) -> None:
+    keys, path = override.removeprefix('--config.').split('=', 1)[0].split('.'), 'config'
+    for key in keys:
+        if not hasattr(config, 'keys') or key not in config:
+            known = config.keys() if hasattr(config, 'keys') else []
+            raise UserError(f'{path}.{key} is not a setting; {nearest(key, known)}')
+        config, path = config[key], f'{path}.{key}'
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Accepts `--config NAME` beside `--config=NAME`."""
+    out = []
+    for word in argv:
+        if out and out[-1].startswith('--config') and '=' not in out[-1]:
+            out[-1] += f'={word}'
+        else:
+            out.append(word)
+    return out

@@ -1,0 +1,231 @@
+"""Super-NaturalInstructions (Wang et al. 2022) in its official layout, from a folder that the config names.
+
+FOLDER/tasks/TASK.json                                as in the authors' repository, or
+FOLDER/{train,test}/TASK.json                         a folder a side; `.json.gz` is read everywhere
+FOLDER/splits/{default,xlingual}/{train,test}_tasks.txt   one task name a line
+FOLDER/tasks_metadata.jsonl.gz                        optional: an index, so that no task file is opened early
+
+A task file holds a definition, a few examples with explanations, and instances, each with one or more
+acceptable outputs. A training task gives its last tenth to validation (there is no official validation
+split) and trains on the first output; a test task is asked on its first 100 instances, as the official
+evaluation does, by ROUGE-L and exact match against all outputs.
+
+    config.data.register = 'mtpt.mixtures.natural_instructions'
+    config.data.register_args = dict(folder='.../ni', k=0)
+    config.data.mixture = 'natural_instructions_train'
+    config.evaluate.mixture = 'natural_instructions_test'
+"""
+
+import functools
+import gzip
+import json
+import pathlib
+import random
+import string
+from collections.abc import Iterator
+
+from mtpt.config import UserError, choose
+from mtpt.mixtures import names
+from mtpt.tasks import prompts, register as registry, sources
+
+OFFICIAL_TEST_INSTANCES = 100
+VALIDATION_SHARE = 10  # one in so many instances of a training task, from its end
+EXAMPLES = 'Positive Examples'
+HEADER = 1 << 16  # characters within which a task file names its source and its categories
+
+
+def register(
+    folder: str,
+    k: int | tuple[int, ...] = 0,
+    pick: str = 'first',
+    track: str = 'default',
+    partial: bool = False,
+    vocabulary: str = 'builtin',
+) -> dict[str, list[str]]:
+    """Registers the tasks of one track and the mixtures natural_instructions_train and _test.
+
+    Opens the split lists and the index, or, without an index, the head of each task file.
+
+    Args:
+      folder: the folder with `splits/` and the task files.
+      k: positive examples shown after the definition; several numbers make several prompts.
+      pick: which examples: 'first' (the official evaluation) or 'random' (drawn by instance).
+      track: 'default' (English) or 'xlingual'.
+      partial: go on with those tasks of the lists that have a file.
+      vocabulary: what SeqIO's own readers tokenise with.
+
+    Returns:
+      The names registered, by 'train' and 'test'.
+
+    Raises:
+      UserError: no such folder or track, listed tasks without a file (unless `partial`), a head that
+        names no category.
+    """
+    root = pathlib.Path(folder)
+    choose('way to pick examples', pick, PICKS)
+    shots = tuple(sorted(set((k,) if isinstance(k, int) else k)))
+    if not shots or min(shots) < 0:
+        raise UserError(f'k={k!r} positive examples cannot be shown; give 0, 2 or (0, 2)')
+    index, registered = _index(root), {}
+    for side in ('train', 'test'):
+        files = _files(root, side, _listed(root, track, side), partial)
+        for name, path in files.items():
+            about = index.get(name) or _head(path)
+            registry.task(
+                name,
+                _source(path, side, max(shots), pick),
+                [_prompt(shot) for shot in shots],
+                family=names.family(about['categories'][0]),
+                dataset=names.dataset(about['source'][0] if about['source'] else None),
+                metrics=('rougeL', 'exact_match'),
+                vocabulary=vocabulary,
+            )
+        registry.mixture(f'natural_instructions_{side}', list(files), rule='equal')
+        registered[side] = list(files)
+    return registered
+
+
+def rows(path: pathlib.Path, k: int, pick: str, split: str) -> Iterator[dict]:
+    """Yields the instances of one split of a task file, each with its definition and `k` examples."""
+    document = _document(path)
+    instances = document['Instances']
+    held = max(1, len(instances) // VALIDATION_SHARE)
+    part = {
+        'train': instances[:-held],
+        'validation': instances[-held:],
+        'test': instances[:OFFICIAL_TEST_INSTANCES],
+    }[split]
+    definition = document['Definition']
+    definition = _ended(definition if isinstance(definition, str) else definition[0])
+    shown = [_pair(example, f'a positive example of {path}') for example in document[EXAMPLES]]
+    for number, instance in enumerate(part):
+        pair = _pair(instance, f'instance {number} of the {split} part of {path}')
+        key = str(instance.get('id', number))
+        yield dict(id=key, definition=definition, examples=PICKS[pick](shown, k, key), **pair)
+
+
+def _prompt(k: int) -> prompts.Prompt:
+    """The layout of the authors' own models (Tk-Instruct): definition, examples, the instance."""
+    examples = (
+        f'{{% for example in examples[:{k}] %}}'
+        ' Positive Example {{ loop.index }} -\nInput: {{ example.input }}\n'
+        ' Output: {{ example.outputs[0] }}\n\n{% endfor %}'
+    )
+    return prompts.Prompt(
+        name=f'examples_{k}' if k else 'definition',
+        inputs='Definition: {{ definition }}\n\n'
+        + (examples if k else '')
+        + 'Now complete the following example -\nInput: {{ input }}\nOutput:',
+        targets='{{ outputs | join("|||") }}',
+    )
+
+
+def _source(path: pathlib.Path, side: str, k: int, pick: str) -> sources.Source:
+    splits = ('train', 'validation') if side == 'train' else ('test',)
+    return sources.function(functools.partial(rows, path, k, pick), splits=splits)
+
+
+def _listed(root: pathlib.Path, track: str, side: str) -> list[str]:
+    lists = root / 'splits'
+    if not lists.is_dir():
+        raise UserError(
+            f'{root} is no folder of Super-NaturalInstructions (it has no splits/); '
+            'set config.data.register_args.folder to one'
+        )
+    known = {p.name: p for p in lists.iterdir() if p.is_dir()}
+    path = choose('track of Super-NaturalInstructions', track, known) / f'{side}_tasks.txt'
+    try:
+        return path.read_text(encoding='utf-8').split()
+    except OSError as error:
+        raise UserError(f'cannot read the split list {path}: {error.strerror}') from error
+
+
+def _files(root: pathlib.Path, side: str, listed: list[str], partial: bool) -> dict:
+    """The file of each listed task; one listing a folder."""
+    there = {}
+    for folder in (root / 'tasks', root / side):
+        for path in sorted(folder.glob('*.json*')) if folder.is_dir() else ():
+            there.setdefault(path.name.removesuffix('.gz').removesuffix('.json'), path)
+    found = {name: there[name] for name in listed if name in there}
+    missing = [name for name in listed if name not in there]
+    if missing and not partial or not found:
+        raise UserError(
+            f'{len(missing)} of the {len(listed)} {side} tasks have no file in {root} '
+            f'({", ".join(missing[:3])}, ...); get them, or set register_args.partial to use the '
+            f'{len(found)} that have one'
+        )
+    return found
+
+
+def _index(root: pathlib.Path) -> dict[str, dict]:
+    path = root / 'tasks_metadata.jsonl.gz'
+    if not path.is_file():
+        return {}
+    try:
+        with gzip.open(path, 'rt', encoding='utf-8') as lines:
+            entries = [json.loads(line) for line in lines]
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f'cannot read the index {path}: {error}; delete it to do without') from error
+    return {e['task']: e for e in entries if e.get('categories') and e.get('source')}
+
+
+def _head(path: pathlib.Path) -> dict:
+    """Category and source from the first lines of a task file, without parsing its instances."""
+    with _open(path) as file:
+        text = file.read(HEADER)
+    found = {}
+    for key in ('Categories', 'Source'):
+        at = text.find(f'"{key}"')
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text, text.index('[', at) if at >= 0 else -1)
+        except ValueError as error:
+            raise UserError(f'{path} does not name its {key}; the official layout does') from error
+        found[key.lower()] = value
+    if not found['categories']:
+        raise UserError(f'{path} names no category under Categories')
+    return found
+
+
+def _open(path: pathlib.Path):
+    return (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8')
+
+
+def _document(path: pathlib.Path) -> dict:
+    try:
+        with _open(path) as file:
+            document = json.load(file)
+    except (OSError, EOFError) as error:
+        raise UserError(f'cannot read the task file {path}: {error}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is not JSON: {error}') from error
+    if not isinstance(document, dict):
+        raise UserError(f'{path} is not a task file: expected one JSON object')
+    for key in ('Definition', 'Instances'):
+        if not document.get(key):
+            raise UserError(f'{path} has no {key}; the official layout does')
+    return {EXAMPLES: [], **document}
+
+
+def _pair(item: dict, where: str) -> dict:
+    """An input and its acceptable outputs, from an instance or an example."""
+    for key in ('input', 'output'):
+        if not isinstance(item, dict) or key not in item:
+            raise UserError(f'{where} has no {key!r}')
+    outputs = item['output'] if isinstance(item['output'], list) else [item['output']]
+    return dict(input=_ended(item['input']), outputs=outputs)
+
+
+def _ended(text: str) -> str:
+    """The authors' models end a definition or an input with a full stop if nothing else ends it."""
+    text = text.strip()
+    return text if text[-1:] in string.punctuation else text + '.'
+
+
+def _random(examples: list, k: int, key: str) -> list:
+    return random.Random(key).sample(examples, min(k, len(examples)))
+
+
+PICKS = dict(
+    first=lambda examples, k, key: examples[:k],
+    random=_random,
+)

@@ -1,0 +1,126 @@
+"""Kinds: what a thing is and what it is for."""
+
+from mtpt.mixtures.suite.recipe import options, recipe, recipes
+from mtpt.mixtures.suite.words import KIND_OF, KINDS, NAMES, NOUNS, PLACES, article
+
+USES = dict(fruit='eat', food='eat', garment='wear', vehicle='ride', instrument='play', tool='use')
+
+
+@recipe(
+    'kinds',
+    ask='What kind of thing is {thing} that {name} sees in the {place}?',
+    tell='{name} sees {thing} in the {place}. Say the kind of thing.',
+    choose='In the {place} is {thing}. {name} asks what kind of thing it is.',
+    new='In the {place} {name} sees {thing}. What kind of thing is it?',
+    train=3000,
+)
+def kind_of_thing(rng):
+    kind = rng.choice([k for k in KINDS if k not in ('color', 'place')])
+    return dict(
+        thing=article(rng.choice(KINDS[kind])),
+        name=rng.choice(NAMES),
+        place=rng.choice(PLACES),
+        answer=kind,
+        choices=options(rng, kind, KINDS, 4),
+    )
+
+
+@recipe(
+    'kinds',
+    ask='{items} are all of one kind. Which kind?',
+    tell='Say the kind of thing: {items}.',
+    choose='List: {items}. What kind of list is it?',
+    new='{items}. What kind of thing is all of the list?',
+)
+def kind_of_list(rng):
+    kind = rng.choice(sorted(KINDS))
+    items = rng.sample(KINDS[kind], 3)
+    return dict(items=' '.join(items), answer=kind, choices=options(rng, kind, KINDS, 4))
+
+
+@recipe(
+    'kinds',
+    ask='{name} sees {thing} in the {place}. Is it living or made?',
+    tell='Living or made: {thing} that {name} sees in the {place}.',
+    choose='In the {place} is {thing}. {name} asks if it is living or made.',
+)
+def living_or_made(rng):
+    answer = rng.choice(['living', 'made'])
+    kinds = ['animal', 'job'] if answer == 'living' else ['tool', 'vehicle', 'furniture', 'garment']
+    return dict(
+        thing=article(rng.choice(KINDS[rng.choice(kinds)])),
+        name=rng.choice(NAMES),
+        place=rng.choice(PLACES),
+        answer=answer,
+        choices=['living', 'made'],
+    )
+
+
+@recipe(
+    'kinds',
+    ask='What can {name} do with {thing} in the {place}?',
+    tell='{name} has {thing} in the {place}. Say what it is for.',
+    choose='In the {place} {name} finds {thing}. To eat, wear, ride, play or use?',
+    new='{name} finds {thing} in the {place}. What can {name} do with it?',
+)
+def what_for(rng):
+    answer = rng.choice(['eat', 'wear', 'ride', 'play', 'use'])
+    kind = rng.choice([kind for kind, use in USES.items() if use == answer])
+    return dict(
+        thing=article(rng.choice(KINDS[kind])),
+        name=rng.choice(NAMES),
+        place=rng.choice(PLACES),
+        answer=answer,
+        choices=['eat', 'wear', 'ride', 'play', 'use'],
+    )
+
+
+@recipe(
+    'kinds',
+    ask='{first} and {last}: which is the {kind}?',
+    tell='Say which is the {kind}: {first} or {last}.',
+    choose='Here are {first} and {last}. Name the {kind}.',
+    train=2500,
+)
+def which_is_the_kind(rng):
+    kind, other = rng.sample(['animal', 'fruit', 'tool', 'garment', 'food', 'place'], 2)
+    answer = rng.choice(KINDS[kind])
+    pair = [answer, rng.choice(KINDS[other])]
+    rng.shuffle(pair)
+    return dict(first=pair[0], last=pair[1], kind=kind, answer=answer, choices=pair)
+
+
+@recipe(
+    'kinds',
+    ask='{items}: which word is of another kind?',
+    tell='{items}. Say the word of another kind.',
+    choose='List: {items}. Which is the odd word?',
+    train=3000,
+)
+def odd_word(rng):
+    kind, other = rng.sample(['animal', 'fruit', 'tool', 'garment', 'vehicle'], 2)
+    answer = rng.choice(KINDS[other])
+    items = [answer, *rng.sample(KINDS[kind], 3)]
+    rng.shuffle(items)
+    return dict(items=' '.join(items), answer=answer, choices=items)
+
+
+@recipe(
+    'kinds',
+    ask='Is the word {word}, that {name} writes in the {place}, a thing or a name?',
+    tell='Thing or name: {name} writes {word} in the {place}.',
+    choose='{name} writes {word} in the {place}. Say thing or name.',
+)
+def thing_or_name(rng):
+    answer = rng.choice(['thing', 'name'])
+    return dict(
+        word=rng.choice(NOUNS if answer == 'thing' else NAMES),
+        name=rng.choice(NAMES),
+        place=rng.choice(PLACES),
+        answer=answer,
+        choices=['thing', 'name'],
+    )
+
+
+assert set(USES) <= set(KIND_OF.values())
+TASKS = recipes(globals())

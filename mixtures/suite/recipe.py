@@ -1,0 +1,113 @@
+"""What a task of the suite is: a drawing function, its wordings, and examples that never cross a split.
+
+A drawing function takes a `random.Random` and returns one example: the fields that the wordings name,
+the `answer`, and `choices` that hold it. A wording names a field as `{field}`, and every wording names
+every field, so that two different examples never become the same text.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+
+SPLITS = ('train', 'validation', 'test')
+SHARES = {'train': range(0, 80), 'validation': range(80, 90), 'test': range(90, 100)}
+TRAIN, VALIDATION, TEST = 1500, 200, 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A task before SeqIO hears of it."""
+
+    name: str
+    family: str
+    draw: Callable[[random.Random], dict]
+    wordings: dict[str, str]
+    new_wordings: dict[str, str]
+    train: int = TRAIN
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The wordings of training as Jinja templates."""
+        return {name: jinja(text) for name, text in self.wordings.items()}
+
+    @property
+    def new_templates(self) -> dict[str, str]:
+        """The wordings that training never sees."""
+        return {name: jinja(text) for name, text in self.new_wordings.items()}
+
+    def size(self, split: str) -> int:
+        return {'train': self.train, 'validation': VALIDATION, 'test': TEST}[split]
+
+    def examples(self, split: str, seed: int = 0) -> Iterator[dict]:
+        """Yields the distinct examples of one split; the same on every machine."""
+        rng = random.Random(f'{self.name}/{split}/{seed}')
+        seen, wanted = set(), self.size(split)
+        drawn = collections.Counter()
+        most = -(-wanted // len(self.labels)) if self.labels else wanted
+        for _ in range(60 * wanted):
+            if len(seen) == wanted:
+                return
+            example = self.draw(rng)
+            content = fingerprint(example)
+            if content % 100 not in SHARES[split] or content in seen:
+                continue
+            if drawn[example['answer']] < most:
+                seen.add(content)
+                drawn[example['answer']] += 1
+                yield example
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The choices, where every example has the same; each is the answer equally often."""
+        lists = {tuple(self.draw(random.Random(f'{self.name}/{i}'))['choices']) for i in range(8)}
+        return lists.pop() if len(lists) == 1 else ()
+
+
+def jinja(wording: str) -> str:
+    """`{field}` as Jinja writes it."""
+    return wording.replace('{', '{{ ').replace('}', ' }}')
+
+
+def fingerprint(example: dict) -> int:
+    """A stable number of what an example says; the order of its choices says nothing."""
+    content = {k: v for k, v in example.items() if k != 'choices'}
+    text = json.dumps(content, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
+
+
+def recipe(
+    family: str, new: str | None = None, train: int = TRAIN, **wordings: str
+) -> Callable[[Callable], Recipe]:
+    """Makes a Recipe of the drawing function below; `new` is a wording that training never sees."""
+
+    def make(draw: Callable[[random.Random], dict]) -> Recipe:
+        held_out = {'new': new} if new else {}
+        return Recipe(getattr(draw, '__name__', ''), family, draw, dict(wordings), held_out, train)
+
+    return make
+
+
+def variant(name: str, family: str, draw: Callable, **settings) -> Recipe:
+    """A Recipe of a drawing function that several tasks share, with its settings bound already."""
+    made = recipe(family, **settings)(draw)
+    return dataclasses.replace(made, name=name)
+
+
+def recipes(namespace: dict) -> tuple[Recipe, ...]:
+    """The recipes that a module has defined, in their order."""
+    return tuple(value for value in namespace.values() if isinstance(value, Recipe))
+
+
+def options(rng: random.Random, answer: str, others, n: int = 3) -> list[str]:
+    """`n` different choices in random order, the answer among them."""
+    wrong = [word for word in dict.fromkeys(others) if word != answer]
+    chosen = [answer, *rng.sample(wrong, n - 1)]
+    rng.shuffle(chosen)
+    return chosen
+
+
+bind = functools.partial

@@ -1,0 +1,288 @@
+"""T0's multi-task prompted training and its zero-shot evaluation (Sanh et al. 2022), from files on disk.
+
+FOLDER/t0/datasets.csv                      T0's list: dataset, family, role, size
+FOLDER/t0/mixtures.json                     the templates that T0 left out
+FOLDER/t0/promptsource_templates/DATASET/   templates.yaml, as in promptsource
+FOLDER/t0/prompted_train/*.jsonl.gz         rows that are prompted already: template, task, inputs, targets
+FOLDER/t0/eval_fewshot_train/*.jsonl.gz     small subsets of the evaluation datasets, with `shot` and `seed`
+FOLDER/labelled/NAME/SPLIT.jsonl.gz         labelled rows with the columns of the Hugging Face dataset
+FOLDER/MANIFEST.json                        names the Hugging Face dataset (`hf_name`) of each file
+
+Every dataset becomes one task and each of its templates one prompt, so that T0's cap (500,000 examples a
+dataset, shared by its templates) is the mixing rule `t0`. Inputs end without EOS, targets with it, as T0
+was trained. T0's targets begin with a space which its vocabulary drops again; here none is added.
+Held-out datasets are asked under their original-task templates only. Where a dataset is here as labelled
+rows, these are used, and rows that are prompted already where it is not.
+
+    config.data.register = 'mtpt.mixtures.t0'
+    config.data.register_args = dict(folder='.../data')
+    config.data.mixture = 't0_train'
+    config.evaluate.mixture = 't0_eval'
+"""
+
+import collections
+import csv
+import dataclasses
+import functools
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+from mtpt.config import UserError, nearest
+from mtpt.mixtures import names, promptsource
+from mtpt.tasks import prompts, register as registry, sources
+
+CAP = 500_000  # examples a dataset, shared by its templates
+VALIDATION_SHARE = 10  # one in so many positions of the prompted rows, from the end
+
+# T0's list counts COPA as question answering for training; its paper evaluates it as completion.
+FAMILIES = {'super_glue/copa': 'story_completion'}
+HELD_OUT = tuple(
+    map(names.family, ('NLI', 'coreference', 'story_completion', 'word_sense_disambiguation'))
+)
+
+# Templates whose published answer choices do not hold all of their targets: answered freely.
+FREE = frozenset(
+    {
+        ('aqua_rat/raw', 'generate_rational_and_correct_choice'),
+        ('commonsense_qa', 'question_to_answer_index'),
+        ('imdb', 'Negation template for positive and negative'),
+        ('wiqa', 'which_of_the_following_is_the_supposed_perturbation'),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What there is of one dataset: `name` is Hugging Face's, `family` canonical."""
+
+    name: str
+    family: str
+    groups: tuple[str, ...]  # T0's roles: BASE, GPT_EVAL, SGLUE to train on, eval:BASE to be asked on
+    labelled: dict[str, pathlib.Path]
+    prompted: pathlib.Path | None
+    fewshot: tuple[pathlib.Path, ...]
+
+
+def register(
+    folder: str,
+    groups: tuple[str, ...] = ('BASE',),
+    more: tuple[str, ...] = (),
+    vocabulary: str = 'builtin',
+) -> dict[str, list[str]]:
+    """Registers a task a dataset and the mixtures t0_train and t0_eval.
+
+    Opens the lists and the templates, and no file of examples.
+
+    Args:
+      folder: the folder described above.
+      groups: T0's training sets: BASE (T0), GPT_EVAL (added in T0+), SGLUE (added in T0++).
+      more: further labelled datasets to train on, by their Hugging Face names.
+      vocabulary: what SeqIO's own readers tokenise with.
+
+    Returns:
+      The names of the tasks in 'train' and 'eval', and of all 'labelled' ones.
+
+    Raises:
+      UserError: no such folder, a file that is not what it should be, an unknown group or dataset,
+        nothing to train on.
+    """
+    root = pathlib.Path(folder)
+    datasets = find(root)
+    _check_names(datasets, groups, more)
+    blacklist = set(_json(root / 't0' / 'mixtures.json').get('task_blacklist', ()))
+    templates = functools.partial(_templates, root, blacklist)
+    registered = dict(train=[], eval=[], labelled=[])
+    for dataset in datasets.values():
+        options = dict(
+            family=dataset.family,
+            dataset=names.dataset(dataset.name),
+            inputs_eos=False,
+            vocabulary=vocabulary,
+        )
+        held_out = dataset.family in HELD_OUT
+        asked = 'eval:BASE' in dataset.groups
+        wanted = not held_out and (set(groups) & set(dataset.groups) or dataset.name in more)
+        if asked:
+            registered['eval'] += _register_exam(dataset, templates(dataset), options)
+        elif dataset.labelled:
+            found = templates(dataset)
+            _register_labelled(dataset, found, options)
+            registered['labelled'].append(task_name(dataset.name))
+        if wanted and 'train' in dataset.labelled:
+            registered['train'].append(task_name(dataset.name))
+        elif wanted and dataset.prompted:
+            registered['train'].append(_register_prompted(dataset, templates(dataset), options))
+    for side in ('train', 'eval'):
+        if not registered[side]:
+            raise UserError(f'{root} holds no dataset for t0_{side}; is it the right folder?')
+        registry.mixture(f't0_{side}', registered[side], rule='t0', cap=CAP, inputs_eos=False)
+    return registered
+
+
+def task_name(dataset: str) -> str:
+    """The name of the task of a dataset: `t0_super_glue_rte` for `super_glue/rte`."""
+    return f't0_{prompts.clean_name(dataset)}'
+
+
+def find(root: pathlib.Path) -> dict[str, Dataset]:
+    """What the folder holds of each dataset that has templates, by Hugging Face's name."""
+    files = collections.defaultdict(lambda: dict(labelled={}, prompted=None, fewshot=()))
+    families = {}
+    for entry in _json(root / 'MANIFEST.json'):
+        path, name = pathlib.PurePosixPath(entry['file']), entry.get('hf_name')
+        if not name or not (_templates_folder(root, name) / 'templates.yaml').is_file():
+            continue
+        if path.parts[0] == 'labelled':
+            files[name]['labelled'][path.name.split('.')[0].split('_')[0]] = root / path
+        elif path.parts[:2] == ('t0', 'prompted_train'):
+            files[name]['prompted'] = root / path
+        elif path.parts[:2] == ('t0', 'eval_fewshot_train'):
+            files[name]['fewshot'] += (root / path,)
+        families.setdefault(name, entry.get('family') or '')
+    listed = _listed(root / 't0' / 'datasets.csv')
+    found = {}
+    for name, there in sorted(files.items()):
+        row = listed.get(name) or listed.get(names.dataset(name)) or {}
+        family = FAMILIES.get(name) or row.get('task_by_convention') or families[name]
+        groups = (row.get('do_train'), 'eval:BASE' if row.get('do_eval') == 'BASE' else None)
+        found[name] = Dataset(name, names.family(family), tuple(filter(None, groups)), **there)
+    return found
+
+
+def prompted_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
+    """Yields rows that are prompted already, grouped: an example is one position under every template.
+
+    The same underlying rows recur under all templates of a dataset, in one order, so the last tenth of
+    each template's rows is the validation split.
+    """
+    by_template = collections.defaultdict(list)
+    for number, row in enumerate(sources.jsonl(path).read('train'), 1):
+        for field in ('template', 'inputs', 'targets'):
+            if field not in row:
+                raise UserError(f'{path}, row {number}: no field {field!r}')
+        by_template[row['template']].append({k: row[k] for k in ('inputs', 'targets')})
+    part = {}
+    for template, rows in by_template.items():
+        held = max(1, len(rows) // VALIDATION_SHARE)
+        part[template] = rows[:-held] if split == 'train' else rows[-held:]
+    for i in range(max(map(len, part.values()), default=0)):
+        yield dict(rows={template: rows[i] for template, rows in part.items() if i < len(rows)})
+
+
+def fewshot_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
+    """Yields the rows of a few-shot file once each: subsets drawn with other seeds repeat rows."""
+    del split
+    seen = set()
+    for row in sources.jsonl(path).read('train'):
+        row = {k: v for k, v in row.items() if k not in ('shot', 'seed')}
+        content = json.dumps(row, sort_keys=True)
+        if content not in seen:
+            seen.add(content)
+            yield row
+
+
+def _register_labelled(dataset: Dataset, templates: list, options: dict) -> str:
+    free = frozenset(t.name for t in templates if (dataset.name, t.name) in FREE)
+    registry.task(
+        task_name(dataset.name),
+        sources.jsonl(dataset.labelled),
+        promptsource.prompts(templates, free),
+        metrics=promptsource.metrics(templates),
+        **options,
+    )
+    return task_name(dataset.name)
+
+
+def _register_exam(dataset: Dataset, templates: list, options: dict) -> list[str]:
+    """Evaluation by original-task templates: on the validation split, or else on the few-shot rows."""
+    templates = [t for t in templates if t.original_task]
+    held = {k: v for k, v in dataset.labelled.items() if k in ('validation', 'test')}
+    if held:
+        return [_register_labelled(dataclasses.replace(dataset, labelled=held), templates, options)]
+    made = []
+    for path in dataset.fewshot:
+        round_ = path.name.split('.')[0].rpartition('-r')[2] if '-r' in path.name else ''
+        name = task_name(dataset.name) + (f'_r{round_}' if round_ else '')
+        registry.task(
+            name,
+            sources.function(functools.partial(fewshot_rows, path), splits=('validation',)),
+            promptsource.prompts(templates),
+            metrics=promptsource.metrics(templates),
+            **options,
+        )
+        made.append(name)
+    return made
+
+
+def _register_prompted(dataset: Dataset, templates: list, options: dict) -> str:
+    """Published prompts of one dataset: each template picks its own text out of an example."""
+    ready = []
+    for template, prompt in zip(templates, promptsource.prompts(templates)):
+        key = json.dumps(template.name, ensure_ascii=False)
+        inputs, targets = (
+            f'{{% if {key} in rows %}}{{{{ rows[{key}].{part} }}}}{{% endif %}}'
+            for part in ('inputs', 'targets')
+        )
+        free = (dataset.name, template.name) in FREE
+        choices = None if free else promptsource.fixed_choices(template)
+        ready.append(prompts.Prompt(prompt.name, inputs, targets, choices))
+    name = f'{task_name(dataset.name)}_prompted'
+    registry.task(
+        name,
+        sources.function(functools.partial(prompted_rows, dataset.prompted)),
+        ready,
+        metrics=promptsource.metrics(templates),
+        **options,
+    )
+    return name
+
+
+def _templates_folder(root: pathlib.Path, dataset: str) -> pathlib.Path:
+    return root / 't0' / 'promptsource_templates' / dataset
+
+
+def _templates(root: pathlib.Path, blacklist: set[str], dataset: Dataset) -> list:
+    """The templates of a dataset, without those that T0 left out by the name of their task."""
+    found = promptsource.read_templates(_templates_folder(root, dataset.name) / 'templates.yaml')
+    prefix = dataset.name.replace('/', '_')
+    return [t for t in found if f'{prefix}_{prompts.clean_name(t.name)}' not in blacklist]
+
+
+def _check_names(datasets: dict[str, Dataset], groups, more) -> None:
+    for group in groups:
+        if group not in ('BASE', 'GPT_EVAL', 'SGLUE'):
+            raise UserError(f'T0 has no training group {group!r}; known: BASE, GPT_EVAL, SGLUE')
+    for name in more:
+        if name not in datasets or 'train' not in datasets[name].labelled:
+            known = [d.name for d in datasets.values() if 'train' in d.labelled]
+            raise UserError(f'no labelled training rows of {name!r}; {nearest(name, known)}')
+        if datasets[name].family in HELD_OUT:
+            raise UserError(f'{name!r} is of the family {datasets[name].family}, which T0 holds out')
+
+
+def _listed(path: pathlib.Path) -> dict[str, dict]:
+    """T0's own list, by name and, for stand-ins, by canonical name."""
+    try:
+        with open(path, encoding='utf-8', newline='') as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f'cannot read the list of T0 datasets {path}: {error.strerror}') from error
+    listed = {}
+    for row in rows:
+        if not row.get('HF_name'):
+            raise UserError(f'{path} is not the list of T0 datasets: it has no column HF_name')
+        full = '/'.join(filter(None, (row['HF_name'], row['subset'])))
+        listed[full] = row
+        listed.setdefault(names.dataset(full), row)
+    return listed
+
+
+def _json(path: pathlib.Path):
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is not JSON: {error}') from error

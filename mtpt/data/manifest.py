@@ -1,0 +1,286 @@
+"""The table of a run's tasks, and what a cache holds of each: one JSON file beside the shards.
+
+    manifest.json                         this table
+    vocabulary/                           the vocabulary that made the tokens
+    shards/TASK/SPLIT-00000.*.npy         tokens, and for prompted tasks the index of their examples
+    eval/SPLIT/TASK.PROMPT.jsonl.gz       evaluation sets
+
+Ids are given once: a table that grows keeps every id it has, so that what a model learnt of task 7
+stays with task 7. A manifest without splits is the table of a streamed run.
+
+M tasks (ids count from 1; 0 is padding)
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mtpt.config import UserError, nearest
+from mtpt.data.objectives import Symbols
+
+FORMAT = 1
+FILE = 'manifest.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One piece of a split; `path` is relative to the manifest and lacks `.tokens.npy`."""
+
+    path: str
+    examples: int
+    tokens: int
+    sha256: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The shards of one split of a task, and what is known of its lengths (in tokens)."""
+
+    examples: int
+    tokens: int
+    shards: tuple[Shard, ...]
+    renderings: int = 0
+    mean_inputs: float = 0.0
+    mean_targets: float = 0.0
+    longest_inputs: int = 0
+    longest_targets: int = 0
+    shortest_targets: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """One task of the run. `kind` is 'pairs' or 'text'; `status` is 'ok', 'skipped' (see `reason`)
+    or, for a task that an earlier build had and this mixture lacks, 'unused'."""
+
+    name: str
+    id: int
+    family: str
+    dataset: str
+    kind: str
+    rate: float
+    objective: str = ''
+    objective_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    splits: dict[str, Split] = dataclasses.field(default_factory=dict)
+    status: str = 'ok'
+    reason: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamSet:
+    """The questions of one task under one prompt; each example is a dict with `inputs`, `choices`,
+    `answer`, `references` and `choice_texts`."""
+
+    name: str
+    task: str
+    prompt: str
+    family: str
+    dataset: str
+    metrics: tuple[str, ...]
+    kind: str
+    examples: tuple[dict[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamEntry:
+    """Where an evaluation set lies, and what it is."""
+
+    name: str
+    split: str
+    path: str
+    size: int
+    sha256: str
+    task: str
+    prompt: str
+    family: str
+    dataset: str
+    metrics: tuple[str, ...]
+    kind: str
+    held_out_prompt: bool = False
+    mixtures: tuple[str, ...] = ()
+    source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A run's table of tasks. `vocabulary` holds its fingerprint, size and special ids."""
+
+    folder: str
+    mixture: str
+    inputs_eos: bool
+    vocabulary: dict[str, Any]
+    tasks: tuple[TaskEntry, ...]
+    exams: tuple[ExamEntry, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Task names by id; index 0 is padding."""
+        names = ['padding'] + [''] * max((t.id for t in self.tasks), default=0)
+        for task in self.tasks:
+            names[task.id] = task.name
+        return names
+
+    @property
+    def rates(self) -> np.ndarray:
+        """float64 [M + 1], summing to 1: the asked-for shares, without skipped tasks."""
+        rates = np.zeros(len(self.names))
+        for task in self.tasks:
+            if task.status == 'ok':
+                rates[task.id] = task.rate
+        if not rates.sum() > 0:
+            raise UserError(f'mixture {self.mixture!r} has no task left to train on')
+        return rates / rates.sum()
+
+    @property
+    def skipped(self) -> list[TaskEntry]:
+        """The tasks that `on_broken='skip'` left out, each with its reason."""
+        return [t for t in self.tasks if t.status == 'skipped']
+
+    @property
+    def symbols(self) -> Symbols:
+        return Symbols(*(self.vocabulary[key] for key in ('sentinel', 'sentinels', 'eos')))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the order of examples would: a checkpoint's position counts on this one."""
+        told = [
+            [t.name, t.id, {k: [s.sha256 for s in v.shards] for k, v in t.splits.items()}]
+            for t in self.tasks
+        ]
+        text = json.dumps([self.vocabulary['fingerprint'], self.inputs_eos, told], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def task(self, name: str) -> TaskEntry:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UserError(f'no task {name!r} in the table; {nearest(name, self.names[1:])}')
+
+    def file(self, path: str) -> pathlib.Path:
+        """The place of a file that the manifest names.
+
+        Raises:
+          UserError: the path leaves the manifest's folder.
+        """
+        relative = pathlib.PurePosixPath(path)
+        folder = pathlib.Path(self.folder)
+        if relative.is_absolute() or '..' in relative.parts or '\\' in path or ':' in path[:2]:
+            raise UserError(f'{folder / FILE} names {path!r}, which is outside its folder')
+        place = folder / relative
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f'{folder / FILE} names {path!r}, which leads outside its folder')
+        return place
+
+    def exam_sets(
+        self,
+        split: str = 'validation',
+        names: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> list[ExamSet]:
+        """Reads evaluation sets of a split, all of them or those named; `limit` takes the first
+        items.
+
+        Raises: UserError: a set that was not cached (the message lists those that were), or a
+          broken file.
+        """
+        entries = {e.name: e for e in self.exams if e.split == split}
+        wanted = list(entries) if names is None else list(names)
+        for name in wanted:
+            if name not in entries:
+                raise UserError(
+                    f'no evaluation set {name!r} of split {split!r}; {nearest(name, entries)}'
+                )
+        return [self._exam(entries[name], limit) for name in wanted]
+
+    def _exam(self, entry: ExamEntry, limit: int | None) -> ExamSet:
+        place = self.file(entry.path)
+        try:
+            with gzip.open(place, 'rt', encoding='utf-8') as lines:
+                examples = tuple(
+                    json.loads(line) for i, line in enumerate(lines) if limit is None or i < limit
+                )
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f'evaluation set {place} cannot be read ({error}); build the cache again'
+            ) from error
+        shared = {
+            f.name: getattr(entry, f.name)
+            for f in dataclasses.fields(ExamSet)
+            if f.name != 'examples'
+        }
+        return ExamSet(examples=examples, **shared)
+
+
+def write(manifest: Manifest) -> None:
+    """Writes `manifest.json` in one move: a reader sees the old one or the new."""
+    tree = dataclasses.asdict(manifest)
+    del tree['folder']
+    replace(
+        pathlib.Path(manifest.folder) / FILE,
+        json.dumps({'format': FORMAT, **tree}, indent=1).encode(),
+    )
+
+
+def replace(place: pathlib.Path, content: bytes) -> None:
+    """Writes a file under a temporary name beside it and then gives it its name."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(place.name + '.partial')
+    temporary.write_bytes(content)
+    os.replace(temporary, place)
+
+
+def read(folder: str | os.PathLike) -> Manifest:
+    """Reads a folder's manifest.
+
+    Raises:
+      UserError: there is none, it is of another format, or it is broken.
+    """
+    place = pathlib.Path(folder) / FILE
+    try:
+        tree = json.loads(place.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f'no cache in {folder}: {FILE} is missing; make it with `mtpt cache`'
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{place} cannot be read ({error}); build the cache again') from error
+    if not isinstance(tree, dict) or tree.pop('format', None) != FORMAT:
+        raise UserError(f'{place} is not of format {FORMAT}; build the cache again')
+    try:
+        tasks = tuple(_task(t) for t in tree.pop('tasks'))
+        exams = tuple(
+            ExamEntry(**{**e, 'metrics': tuple(e['metrics']), 'mixtures': tuple(e['mixtures'])})
+            for e in tree.pop('exams')
+        )
+        return Manifest(folder=str(folder), tasks=tasks, exams=exams, **tree)
+    except (KeyError, TypeError) as error:
+        raise UserError(f'{place} is broken ({error}); build the cache again') from error
+
+
+def _task(tree: dict[str, Any]) -> TaskEntry:
+    splits = {
+        name: Split(**{**split, 'shards': tuple(Shard(**s) for s in split['shards'])})
+        for name, split in tree.pop('splits').items()
+    }
+    return TaskEntry(splits=splits, **tree)
+
+
+def numbered(old: Iterable[TaskEntry], new: Iterable[TaskEntry]) -> tuple[TaskEntry, ...]:
+    """Joins two tables: old tasks keep their ids, new ones follow; one only in `old` is 'unused'."""
+    old, new = {t.name: t for t in old}, {t.name: t for t in new}
+    top = max((t.id for t in old.values()), default=0)
+    table = []
+    for name, entry in old.items():
+        if name in new:
+            table.append(dataclasses.replace(new[name], id=entry.id))
+        else:
+            table.append(dataclasses.replace(entry, status='unused', rate=0.0))
+    fresh = [entry for name, entry in new.items() if name not in old]
+    table += [dataclasses.replace(e, id=top + 1 + i) for i, e in enumerate(fresh)]
+    return tuple(table)

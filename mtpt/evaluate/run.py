@@ -1,0 +1,293 @@
+"""Evaluation: from a model and exam sets to rows of numbers that can be trusted.
+
+A row is one metric of one prompt of one task. Beside its value stand what it must be read against:
+its bootstrap interval over examples, chance, the score of always giving the most frequent answer,
+the score of answering an empty input (what the model says anyway), and the shares of each answer,
+which show a collapse.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtpt.config import UserError, choose
+from mtpt.evaluate.answers import Answers, Row, records, rows
+from mtpt.evaluate.generate import generate
+from mtpt.evaluate.metrics import METRICS
+from mtpt.evaluate.rank_classification import NORMALISATIONS, distinct, predict, scores
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How exams are taken.
+
+    `normalisation` names what rank classification compares (`NORMALISATIONS`). `max_examples`
+    takes the first so many of every exam, `budget` shares out so many over all exams evenly; 0 is
+    no limit. `max_target_length` bounds generated answers in tokens; choices are always scored
+    whole. `batch_tokens` bounds the positions of a batch on one device; scores do not depend on
+    it. `bootstrap` is the number of resamples, seeded by `seed`. `empty_input` adds the score on
+    an empty input, which 'pmi' always needs.
+    """
+
+    normalisation: str = 'sum'
+    batch_tokens: int = 16384
+    max_examples: int = 0
+    budget: int = 0
+    max_target_length: int = 64
+    bootstrap: int = 1000
+    seed: int = 0
+    empty_input: bool = True
+
+    def __post_init__(self):
+        choose('normalisation', self.normalisation, NORMALISATIONS)
+        for name, least in dict(
+            batch_tokens=1, max_examples=0, budget=0, max_target_length=1, bootstrap=1, seed=0
+        ).items():
+            if getattr(self, name) < least:
+                raise UserError(f'evaluate.{name}={getattr(self, name)} must be at least {least}')
+
+
+def evaluate(
+    model_cfg: Any,
+    params: Any,
+    exams: Sequence[Any],
+    vocabulary: Any,
+    cfg: EvaluateConfig = EvaluateConfig(),
+    progress: Callable[[int, int], None] | None = None,
+    predictions: str | os.PathLike | None = None,
+) -> list[Row]:
+    """One row for each exam and each of its metrics, in the order of the exams.
+
+    Exams whose examples have choices are ranked, the others answered by greedy decoding. Runs
+    under the mesh that is set, or the one that the parameters lie on; every process must call it
+    and gets all rows.
+
+    Args:
+      model_cfg: a resolved `ModelConfig`.
+      params: the model's parameters.
+      exams: objects with name, task, prompt, family, dataset, metrics, kind and examples.
+      vocabulary: what the exams were tokenised with.
+      cfg: how exams are taken.
+      progress: called with how much is done, and of how much, in (example, choice) pairs and
+        generated answers.
+      predictions: a file to write one JSON object an example to: input, answer given, scores,
+        references.
+
+    Raises:
+      UserError: no exams, an exam without examples, an unknown metric, examples that do not fit
+        together, scores that are not finite, a predictions file that cannot be written.
+    """
+    exams = list(exams)
+    for exam in exams:
+        _check(exam)
+    if not exams:
+        raise UserError('there is nothing to evaluate: the mixture has no exams; name one that has')
+    sizes = limits([len(exam.examples) for exam in exams], cfg)
+    taken = [list(exam.examples[:size]) for exam, size in zip(exams, sizes)]
+    ranked = [i for i, examples in enumerate(taken) if examples[0]['choices'] is not None]
+    generated = [i for i in range(len(exams)) if i not in set(ranked)]
+    count = _Counter(progress, taken)
+    answers: dict[int, Answers] = {}
+    for indices, answer in ((ranked, _rank), (generated, _generate)):
+        pairs = [(exams[i], taken[i]) for i in indices]
+        answers |= zip(indices, answer(model_cfg, params, pairs, vocabulary, cfg, count))
+    given = [answers[i] for i in range(len(exams))]
+    if predictions is not None and jax.process_index() == 0:
+        lines = [json.dumps(record) + '\n' for one in given for record in records(one, vocabulary)]
+        write(predictions, ''.join(lines))
+    return [row for one in given for row in rows(one, cfg)]
+
+
+def _check(exam):
+    for name in exam.metrics:
+        choose(f'metric (of exam {exam.name!r})', name, METRICS)
+    if not exam.examples:
+        raise UserError(
+            f'exam {exam.name!r} has no examples; leave it out, or mend its source or prompt'
+        )
+    for i, example in enumerate(exam.examples):
+        where = f'example {i} of exam {exam.name!r}'
+        if (example['choices'] is None) != (exam.examples[0]['choices'] is None):
+            raise UserError(
+                f'{where} and its first one differ in having choices; split the prompt in two'
+            )
+        if example['choices'] is None:
+            if not example['references']:
+                raise UserError(f'{where} has no reference to be judged by')
+        elif not example['choices']:
+            raise UserError(f'{where} has an empty list of choices')
+        elif not 0 <= example['answer'] < len(example['choices']):
+            raise UserError(
+                f'{where} has answer {example["answer"]} and {len(example["choices"])} choices; '
+                'the answer must be the index of a choice'
+            )
+
+
+def limits(sizes: Sequence[int], cfg: EvaluateConfig) -> list[int]:
+    """How many examples of each exam are taken: at least one, the budget shared out evenly."""
+    sizes = [min(size, cfg.max_examples or size) for size in sizes]
+    left, cap = cfg.budget, max(sizes, default=0)
+    if left and sum(sizes) > left:
+        for place, size in enumerate(sorted(sizes)):
+            share = left // (len(sizes) - place)
+            if size > share:
+                cap = max(1, share)
+                break
+            left -= size
+    return [min(size, cap) for size in sizes]
+
+
+class _Counter:
+    """Adds up what is done and tells the caller."""
+
+    def __init__(self, progress, taken):
+        self.progress, self.done = progress, 0
+        self.total = sum(
+            len(distinct(e['choices'] or [()])) for examples in taken for e in examples
+        )
+
+    def __call__(self, number):
+        self.done = min(self.done + number, self.total)
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def empty_input(examples: Iterable[dict], vocabulary: Any) -> tuple[int, ...]:
+    """What is left of inputs without their text: a mode token that all begin with, and EOS.
+
+    Where inputs have neither, the empty input is EOS, since attention needs something to look at.
+    """
+    inputs = [tuple(example['inputs']) for example in examples]
+    first = {ids[:1] for ids in inputs}
+    mode = first.pop() if len(first) == 1 else ()
+    mode = mode if set(mode) <= set(vocabulary.modes.values()) else ()
+    ends = all(ids[-1:] == (vocabulary.eos,) for ids in inputs)
+    return mode + ((vocabulary.eos,) if ends or not mode else ())
+
+
+def _rank(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
+    """Ranks the choices of all exams at once, so that they share batches and compilations."""
+    items = [(e['inputs'], e['choices']) for _, examples in exams for e in examples]
+    if not items:
+        return []
+    empties = (
+        _EmptyInputs(exams, vocabulary) if cfg.empty_input or cfg.normalisation == 'pmi' else None
+    )
+    extra = empties.items if empties else []
+    found = scores(model_cfg, params, items + extra, cfg.batch_tokens, count)
+    if empties:
+        empties.learn(found[len(items) :])
+    found, answers = iter(found), []
+    for number, (exam, examples) in enumerate(exams):
+        told = []
+        for example in examples:
+            texts = example.get('choice_texts') or [
+                vocabulary.decode(c) for c in example['choices']
+            ]
+            empty = empties.of(number, example['choices']) if empties else None
+            told.append((texts, *_compared(example['choices'], texts, next(found), empty, cfg)))
+        offered, kept, bare = zip(*told)
+        picked = [predict(values) for values in kept]
+        empty_picked = [predict(values) for values in bare] if cfg.empty_input else None
+        answers.append(Answers.ranked(exam, examples, offered, kept, picked, empty_picked))
+    return answers
+
+
+def _compared(choices, texts, score_O, empty_O, cfg):
+    """What the choices are ranked by, and what they are ranked by after an empty input."""
+    tokens_O = np.array([len(ids) for ids in choices])
+    bytes_O = np.array([len(text.encode()) for text in texts])
+    own = NORMALISATIONS[cfg.normalisation](score_O, empty_O, tokens_O, bytes_O)
+    # What an empty input adds to itself is nothing: beside 'pmi' stands the plain preference.
+    name = 'sum' if cfg.normalisation == 'pmi' else cfg.normalisation
+    return own, NORMALISATIONS[name](empty_O, None, tokens_O, bytes_O) if cfg.empty_input else None
+
+
+class _EmptyInputs:
+    """The choices of all exams after an empty input: each distinct one is scored once."""
+
+    def __init__(self, exams, vocabulary):
+        self.input = [empty_input(examples, vocabulary) for _, examples in exams]
+        choices = collections.defaultdict(dict)
+        for ids, (_, examples) in zip(self.input, exams):
+            for example in examples:
+                for choice in map(tuple, example['choices']):
+                    # By length, so that one long choice does not pad them all.
+                    choices[ids, (len(choice) - 1).bit_length()][choice] = None
+        self.items = [(ids, list(group)) for (ids, _), group in choices.items()]
+
+    def learn(self, found):
+        pairs = zip(self.items, found)
+        self.score = {(ids, c): s for (ids, group), values in pairs for c, s in zip(group, values)}
+
+    def of(self, number, choices):
+        ids = self.input[number]
+        return np.array([self.score[ids, tuple(choice)] for choice in choices])
+
+
+def _generate(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
+    """Answers the inputs of all exams at once, and an empty input for each that asks for one."""
+    inputs = [e['inputs'] for _, examples in exams for e in examples]
+    if not inputs:
+        return []
+    empties = (
+        [empty_input(examples, vocabulary) for _, examples in exams] if cfg.empty_input else []
+    )
+    bare = list(dict.fromkeys(empties))
+    ids = generate(
+        model_cfg,
+        params,
+        inputs + bare,
+        cfg.max_target_length,
+        cfg.batch_tokens,
+        vocabulary.eos,
+        count,
+    )
+    texts = [vocabulary.decode(row) for row in ids]
+    ended = [vocabulary.eos in row for row in ids]
+    anyway = dict(zip(bare, texts[len(inputs) :]))
+    start, answers = 0, []
+    for number, (exam, examples) in enumerate(exams):
+        stop = start + len(examples)
+        empty = [anyway[empties[number]]] * len(examples) if empties else None
+        said = texts[start:stop]
+        answers.append(Answers(exam, examples, said, empty, finished=ended[start:stop]))
+        start = stop
+    return answers
+
+
+def save(
+    path: str | os.PathLike, rows: Sequence[Row], summary: dict[str, Any], meta: dict[str, Any]
+) -> None:
+    """Writes `meta`, `summary` and `rows` as one JSON object, or nothing.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    write(path, json.dumps({**meta, 'summary': summary, 'rows': list(rows)}, indent=1) + '\n')
+
+
+def write(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    half = path.with_name(path.name + '.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text(text, encoding='utf-8')
+        os.replace(half, path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise UserError(
+            f'cannot write {path}: {error.strerror}; make room or choose another folder'
+        ) from error

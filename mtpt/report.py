@@ -1,0 +1,312 @@
+"""A run's folder -> one HTML file that can be mailed: curves, scores, tasks, configuration.
+
+Everything that the page says is computed here, in `scores` and in `charts`; `report.html.j2` only
+sets it. Names and texts in a run are not trusted: they reach the page through the template's
+escaping and in no other way. Missing pieces of a run become a sentence; only a folder without any
+metrics is an error.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mtpt import charts, scores
+from mtpt.config import UserError
+
+OPEN_TASKS = 150  # more tasks than this are shown folded, family by family
+SMALL = 60  # points of a small curve
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What was found in a run's folder; every part but `curves` may be empty."""
+
+    folder: pathlib.Path
+    about: dict[str, Any]
+    curves: dict[str, charts.Curve]
+    seconds: float
+    tasks: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    unread: list[str]
+
+
+def write(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes `workdir/report.html` and returns its path.
+
+    Raises:
+      UserError: there is no such folder, or it holds no metrics.
+    """
+    run = read(workdir)
+    path = run.folder / 'report.html'
+    partial = path.with_suffix('.html.partial')
+    try:
+        partial.write_text(page(run), encoding='utf-8')
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    return path
+
+
+def read(workdir: str | pathlib.Path) -> Run:
+    """Reads what a run left behind, also when it was killed in the middle of a line."""
+    folder = pathlib.Path(workdir)
+    if not folder.is_dir():
+        raise UserError(f'no folder {str(folder)!r}; --workdir takes the folder of a run')
+    path, unread = folder / 'metrics.jsonl', []
+    lines = list(_lines(path, unread)) if path.is_file() else []
+    curves, seconds = _curves(lines)
+    if not curves:
+        raise UserError(f'{path} holds no metrics yet; a report needs a run that has logged a step')
+    about = _json(folder / 'config.json', dict, unread)
+    tasks = [t for t in _json(folder / 'tasks.json', list, unread) if isinstance(t, dict)]
+    evaluations = []
+    for path in sorted(folder.glob('eval/*.json')):
+        found = _json(path, dict, unread)
+        rows = [r for r in found.get('rows') or () if isinstance(r, dict) and 'task' in r]
+        rows = [r for r in rows if charts.number(r.get('value')) is not None]
+        for row in rows:
+            if row.get('method') == 'greedy decoding':
+                row['chance'] = None  # nothing is chosen from, so no score comes by chance
+        if rows:
+            evaluations.append(dict(found, step=int(found.get('step') or 0), rows=rows))
+        elif found:
+            unread.append(f'{path.name} holds no rows')
+    return Run(folder, about, curves, seconds, tasks, evaluations, unread)
+
+
+def page(run: Run) -> str:
+    """The whole page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        short=charts.short, score=score, percent=percent, whole=whole, plain=plain, moment=moment
+    )
+    families = task_table(run)
+    judged = [scores.scored(group) for group in scores.grouped(run.evaluations)]
+    return environment.get_template('report.html.j2').render(
+        run=run,
+        about=run.about,
+        name=run.about.get('name') or run.folder.resolve().name,
+        facts=facts(run, families),
+        learning=learning_curves(run.curves),
+        families=families,
+        skipped=[t for f in families for t in f['tasks'] if t['status'] == 'skipped'],
+        task_count=sum(len(f['tasks']) for f in families),
+        multiples=multiples(run, families),
+        scores=judged,
+        lost=sum(v for _, v in run.curves.get('train/skipped', ()) if math.isfinite(v)),
+        open_tasks=OPEN_TASKS,
+    )
+
+
+# What the files say.
+
+
+def _lines(path, unread):
+    broken = 0
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            broken += bool(line.strip())
+            continue
+        if isinstance(found, dict) and charts.number(found.get('step')) is not None:
+            yield found
+    if broken:
+        unread.append(f'{broken} cut line{"s" if broken > 1 else ""} of metrics.jsonl')
+
+
+def _curves(lines: Iterable[dict]) -> tuple[dict[str, charts.Curve], float]:
+    """Points by step for each metric, and the seconds spent; a resumed run redoes its last steps."""
+    points: dict[str, dict[int, float]] = {}
+    newest, seconds, before = -1, 0.0, 0.0
+    for line in lines:
+        step = int(line['step'])
+        if 'train/loss' in line:
+            if step <= newest:
+                for curve in points.values():
+                    for late in [s for s in curve if s >= step]:
+                        del curve[late]
+            newest = step
+        elapsed = charts.number(line.get('time/elapsed'))
+        if elapsed is not None:
+            seconds += elapsed - before if elapsed >= before else elapsed
+            before = elapsed
+        for key, value in line.items():
+            if key != 'step' and isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.setdefault(key, {})[step] = float(value)
+    return {key: sorted(curve.items()) for key, curve in points.items() if curve}, seconds
+
+
+def _json(path, kind, unread):
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, kind):
+        unread.append(path.name)
+        return kind()
+    return found
+
+
+# The run as a whole.
+
+
+def facts(run: Run, families: list[dict]) -> list[tuple[str, str]]:
+    """The few numbers under the title: (number, what it is)."""
+    steps = max(curve[-1][0] for curve in run.curves.values())
+    found = [(whole(steps), 'steps')]
+    tokens = sum(t['tokens'] or 0 for family in families for t in family['tasks'])
+    if tokens:
+        found.append((charts.short(tokens), 'tokens seen'))
+    if run.seconds:
+        found.append(duration(run.seconds))
+    if charts.number(run.about.get('parameters')):
+        found.append((charts.short(run.about['parameters']), 'parameters'))
+    trained = sum(t['status'] != 'skipped' for family in families for t in family['tasks'])
+    if trained:
+        found.append((whole(trained), 'task' if trained == 1 else 'tasks'))
+    return found
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    for size, unit in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
+        if seconds >= 2 * size:
+            return f'{seconds / size:.1f}', unit
+    return f'{seconds:.0f}', 'seconds'
+
+
+def learning_curves(curves: dict[str, charts.Curve]) -> list[dict]:
+    """The large charts; one whose metric was not logged is left out."""
+    wanted = [
+        ('Loss', dict(train='train/loss', valid='valid/loss'), dict()),
+        ('Token accuracy', dict(train='train/accuracy', valid='valid/accuracy'), dict(top=1.0)),
+        ('Learning rate', dict(train='train/learning_rate'), dict()),
+        ('Gradient norm', dict(train='train/grad_norm'), dict(log=True)),
+        ('Tokens per second', dict(train='time/tokens_per_s'), dict()),
+    ]
+    found = []
+    for title, keys, how in wanted:
+        present = {name: curves[key] for name, key in keys.items() if key in curves}
+        chart = charts.chart(title, present, **how)
+        if chart:
+            found.append(chart)
+    return found
+
+
+def task_table(run: Run) -> list[dict]:
+    """Families with their tasks and shares: what was asked for beside what was drawn."""
+    told = run.tasks or [{'name': name} for name in _logged_tasks(run.curves)]
+    rows = []
+    for task in told:
+        name = str(task.get('name', ''))
+        row = {key: task.get(key) for key in ('dataset', 'kind', 'reason')}
+        row.update(
+            {key: charts.number(task.get(key)) for key in ('asked', 'available', 'truncated')}
+        )
+        for key in ('examples', 'tokens'):
+            row[key] = charts.number(task.get(key))
+            if row[key] is None and f'task/{name}/{key}' in run.curves:
+                row[key] = sum(v for _, v in run.curves[f'task/{name}/{key}'])
+        row.update(name=name, family=str(task.get('family') or 'no family'))
+        row['status'] = 'skipped' if task.get('status') == 'skipped' else 'ok'
+        seen, size = row['examples'], row['available']
+        row['epochs'] = seen / size if seen is not None and size else None
+        rows.append(row)
+    for key in ('examples', 'tokens'):
+        total = sum(row[key] or 0 for row in rows)
+        for row in rows:
+            row[f'{key}_share'] = (row[key] or 0) / total if total else None
+    widest = max((row[k] or 0 for row in rows for k in ('asked', 'examples_share')), default=0)
+    for row in rows:
+        row['bar'] = {
+            k: 100 * row[k] / widest if row[k] is not None and widest else None
+            for k in ('asked', 'examples_share')
+        }
+    families = [
+        dict(name=family, tasks=sorted(found, key=lambda r: r['name']), **_totals(found))
+        for family, found in sorted(scores.by(rows, 'family').items())
+    ]
+    return families
+
+
+def _logged_tasks(curves):
+    keys = (k.removeprefix('task/') for k in curves if k.startswith('task/'))
+    return sorted({k.removesuffix('/loss') for k in keys if k.endswith('/loss')})
+
+
+def _totals(rows):
+    totals = {}
+    for key in ('asked', 'examples', 'tokens', 'examples_share', 'tokens_share'):
+        present = [row[key] for row in rows if row[key] is not None]
+        totals[key] = sum(present) if present else None
+    return totals
+
+
+def multiples(run: Run, families: list[dict]) -> list[dict]:
+    """A small loss chart a task, all on one scale so that they can be compared at a glance."""
+    pairs, highest = {}, []
+    for task in (t for family in families for t in family['tasks']):
+        keys = (f'task/{task["name"]}/loss', f'valid/task/{task["name"]}/loss')
+        pairs[task['name']] = [charts.thin(run.curves.get(key, []), SMALL) for key in keys]
+        highest += [v for curve in pairs[task['name']] for _, v, _, _ in curve]
+    if not highest:
+        return []
+    top = charts.nice_above(float(np.quantile(highest, 0.98)))
+    last = max(curve[-1][0] for curve in run.curves.values())
+    found = []
+    for family in families:
+        cells = []
+        for task in family['tasks']:
+            lines = charts.small(pairs[task['name']], last, top)
+            if lines:
+                cells.append(dict(lines, name=task['name']))
+        if cells:
+            found.append(dict(name=family['name'], cells=cells, top=top, steps=last))
+    return found
+
+
+# How numbers are written.
+
+
+def score(value: float | None, signed: bool = False) -> str:
+    if charts.number(value) is None:
+        return '–'
+    sign = ('+' if value >= 0 else '−') if signed else ('−' if value < 0 else '')
+    return f'{sign}{abs(value):.3f}' if abs(value) < 2 else f'{sign}{abs(value):.1f}'
+
+
+def percent(value: float | None) -> str:
+    return '–' if charts.number(value) is None else f'{100 * value:.2f}'
+
+
+def whole(value: float | None) -> str:
+    return '–' if charts.number(value) is None else f'{value:,.0f}'.replace(',', '\u202f')
+
+
+def plain(value: Any) -> str:
+    """A setting as a person would write it in a config file."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def moment(text: Any) -> str:
+    """An ISO time as a person writes it; anything else as it stands."""
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return plain(text)
+    return f'{at.day} {at:%B %Y, %H:%M} {at:%Z}'.rstrip()

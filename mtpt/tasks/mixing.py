@@ -1,0 +1,111 @@
+"""Mixing rules: from the sizes of the members of a mixture to the share of each in the draws.
+
+A rule is a function of a list of entries (and of its own settings) that returns shares adding up to one.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mtpt.config import UserError, choose, nearest
+
+
+class Entry(NamedTuple):
+    """A member of a mixture, as a rule sees it.
+
+    Fields: `size`, its examples before any prompt; `templates`, the training prompts of its data set;
+    `self_supervised`; `drawn`, how many of these prompts the member draws from (None: all).
+    """
+
+    size: int
+    templates: int = 1
+    self_supervised: bool = False
+    drawn: int | None = None
+
+
+Rule = Callable[..., list[float]]
+
+
+def equal(entries: Sequence[Entry]) -> list[float]:
+    """The same share for each member."""
+    return [1 / len(entries)] * len(entries)
+
+
+def proportional(entries: Sequence[Entry], cap: float | None = 2**19) -> list[float]:
+    """Examples-proportional mixing with a cap K: min(e, K), normalised (Raffel et al. 2020, 3.5.2)."""
+    return _shares([_capped(entry.size, cap) for entry in entries])
+
+
+def temperature(entries: Sequence[Entry], T: float, cap: float | None = 2**21) -> list[float]:
+    """Temperature-scaled mixing: min(e, K) to the power 1/T, normalised (Raffel et al. 2020, 3.5.2).
+
+    T=1 is `proportional`; the larger T, the closer to `equal`.
+    """
+    if T <= 0:
+        raise UserError(f'the mixing temperature T must be above 0, got {T}')
+    return _shares([_capped(entry.size, cap) ** (1 / T) for entry in entries])
+
+
+def t0(entries: Sequence[Entry], cap: int = 500_000) -> list[float]:
+    """T0's cap per template (Sanh et al. 2021): a data set above the cap shares it among its templates.
+
+    A (data set, template) pair weighs `cap // templates` if the data set is larger than `cap`, else as
+    many as the data set has examples; a member that draws from n templates weighs n such pairs.
+    """
+
+    def weight(entry):
+        pair = cap // entry.templates if entry.size > cap else entry.size
+        return pair * (entry.templates if entry.drawn is None else entry.drawn)
+
+    return _shares([weight(entry) for entry in entries])
+
+
+def ext5(entries: Sequence[Entry], R: float, cap: float | None = 300_000) -> list[float]:
+    """ExT5's mixture (Aribandi et al. 2021): R self-supervised draws for each supervised one.
+
+    Supervised members share in proportion to min(e, cap); the self-supervised ones in proportion to their
+    sizes, so that together they weigh R times the sum of the supervised capped rates.
+    """
+    supervised = sum(_capped(e.size, cap) for e in entries if not e.self_supervised)
+    raw = sum(e.size for e in entries if e.self_supervised)
+    if not supervised or not raw:
+        raise UserError('rule ext5 mixes self-supervised tasks with supervised ones; one side is empty')
+    scale = R * supervised / raw
+    return _shares([e.size * scale if e.self_supervised else _capped(e.size, cap) for e in entries])
+
+
+def shares(rule: str, entries: Sequence[Entry], settings: dict[str, Any]) -> list[float]:
+    """The shares that a rule gives."""
+    return choose('mixing rule', rule, MIXING)(entries, **settings)
+
+
+def check_settings(rule: str, settings: dict[str, Any]) -> None:
+    """Refuses settings that a rule does not have, or lacks.
+
+    Raises:
+      UserError: no such rule, an unknown setting, a missing one.
+    """
+    known = inspect.signature(choose('mixing rule', rule, MIXING)).parameters
+    known = {name: p for name, p in known.items() if name != 'entries'}
+    for name in settings:
+        if name not in known:
+            raise UserError(f'mixing rule {rule!r} has no setting {name!r}; {nearest(name, known)}')
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise UserError(f'mixing rule {rule!r} needs {name}, for example {name}=2')
+
+
+def _capped(size: int, cap: float | None) -> float:
+    return size if cap is None else min(size, cap)
+
+
+def _shares(weights: list[float]) -> list[float]:
+    total = sum(weights)
+    if not total > 0:
+        raise UserError('every member of the mixture weighs nothing')
+    return [weight / total for weight in weights]
+
+
+MIXING: dict[str, Rule] = dict(
+    equal=equal, proportional=proportional, temperature=temperature, t0=t0, ext5=ext5
+)

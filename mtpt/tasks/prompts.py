@@ -1,0 +1,338 @@
+"""Prompts: from the fields of an example to the text that a model reads and the text that it writes.
+
+Templates are Jinja and may come from strangers: they render in a sandbox, a missing field is an error, and
+what a template may compute is bounded. White space at both ends of inputs, targets and choices is dropped;
+inside it stays. `|||` separates: references in targets, options in choices, and inputs from targets in a
+template that holds both. Where it occurs inside the data it does not separate.
+
+Beyond plain Jinja a template has the filters `choice` (an element drawn by example: always the same one
+for the same example) and `most_frequent` (the list of the commonest elements), the global `zip`, and the
+list `answer_choices`.
+"""
+
+import collections
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+from jinja2 import nodes
+
+from mtpt.config import UserError
+
+LONGEST = 1_000_000  # characters a template may write, or a string it may build by repeating one
+RANGE = 100_000  # numbers that `range` may give in one rendering, all loops together
+BAR = '|||'
+_HIDDEN = '\ue0b6\ue0b7\ue0b6'  # stands for BAR inside data while a template renders
+_ROOM = '_room'
+_MUTATING = {'append', 'extend', 'insert', 'pop', 'remove', 'clear', 'sort', 'reverse', 'update'}
+_MUTATING |= {'setdefault', 'popitem', 'add', 'discard'}
+_WIDTHS = {'ljust', 'rjust', 'center', 'zfill', 'expandtabs'}
+_NAME = re.compile(r'[\w:#]+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Two templates and the answer options.
+
+    Fields:
+      name: letters, digits and `_ : #`; the prompt of a task is also the SeqIO Task `task.name`.
+      inputs: template of what the model reads.
+      targets: template of what it should write; several references are separated by `|||`, and the
+        first one is trained on. None: `inputs` writes both, separated by the first `|||`.
+      choices: a tuple of texts; or the name of a field that holds a list (`choices.text` goes
+        deeper); or a template (a text with `{{`, `{%` or `|||`) whose result is split at `|||`; or None,
+        when any answer is allowed.
+    """
+
+    name: str
+    inputs: str
+    targets: str | None
+    choices: tuple[str, ...] | str | None = None
+
+    def __post_init__(self):
+        if not _NAME.fullmatch(self.name):
+            raise UserError(f'prompt name {self.name!r} may have letters, digits and _ : # only')
+        if isinstance(self.choices, list):
+            object.__setattr__(self, 'choices', tuple(self.choices))
+        for part in filter(None, (self.inputs, self.targets, self.choices_template)):
+            _parse(part, self.name)
+
+    @property
+    def choices_template(self) -> str | None:
+        template = isinstance(self.choices, str) and any(
+            m in self.choices for m in ('{{', '{%', BAR)
+        )
+        return self.choices if template else None
+
+
+class Rendered(NamedTuple):
+    """An example under a prompt; `answer` is the place of the first reference among the choices."""
+
+    inputs: str
+    targets: tuple[str, ...]
+    choices: tuple[str, ...] | None
+    answer: int | None
+
+
+def clean_name(text: str) -> str:
+    """A name for a prompt or a task from any text: other characters than letters and digits become `_`."""
+    return re.sub(r'\W+', '_', text).strip('_') or 'unnamed'
+
+
+def render(prompt: Prompt, example: Mapping[str, Any], task: str = '') -> Rendered | None:
+    """Renders one example, or gives None where the template does not apply (it writes no inputs or targets).
+
+    Raises:
+      UserError: a missing field, a target that is not among the choices, a template that fails, computes
+        too much or reaches into Python's insides.
+    """
+    where = f'prompt {prompt.name!r}' + (f' of task {task!r}' if task else '')
+    room = _Room(example)
+    fields = {**example, _ROOM: room}
+    choices = _choices(prompt, fields, where)
+    if choices is not None:
+        fields['answer_choices'] = list(choices)
+    if prompt.targets is None:
+        parts = _write_split(prompt.inputs, fields, where)
+        inputs, targets = parts[0], tuple(part for part in parts[1:] if part)
+    else:
+        inputs = _write(prompt.inputs, fields, where).strip()
+        targets = tuple(part for part in _write_split(prompt.targets, fields, where) if part)
+    if not inputs or not targets:
+        return None
+    if choices is None:
+        return Rendered(inputs, targets, None, None)
+    if targets[0] not in choices:
+        raise UserError(f'{where} writes {targets[0]!r}, which is not one of its choices {choices}')
+    return Rendered(inputs, targets, choices, choices.index(targets[0]))
+
+
+def _choices(prompt: Prompt, fields: dict[str, Any], where: str) -> tuple[str, ...] | None:
+    if prompt.choices is None:
+        return None
+    if prompt.choices_template:
+        found = _write_split(prompt.choices_template, fields, where)
+    elif isinstance(prompt.choices, str):
+        found = fields
+        for part in prompt.choices.split('.'):
+            if not isinstance(found, Mapping) or part not in found:
+                raise _missing(where, prompt.choices, fields)
+            found = found[part]
+        if not isinstance(found, (list, tuple)):
+            raise UserError(
+                f'{where} takes its choices from {prompt.choices!r}, which is no list: {found!r}'
+            )
+    else:
+        found = prompt.choices
+    return tuple([str(choice).strip() for choice in found])
+
+
+def _write(source: str, fields: dict[str, Any], where: str) -> str:
+    """Runs one template and says in our own words what went wrong."""
+    template = _compiled(source)
+    if template.mutates:
+        fields = {k: v if k == _ROOM else copy.deepcopy(v) for k, v in fields.items()}
+    try:
+        text, size = [], 0
+        for part in template.run(template.context(fields)):
+            text.append(part)
+            size += len(part)
+            if size > LONGEST:
+                raise _TooMuch(f'writes more than {LONGEST} characters')
+        return ''.join(text)
+    except jinja2.sandbox.SecurityError as error:
+        raise UserError(f"{where} reaches into Python's insides: {error}") from error
+    except _TooMuch as error:
+        raise UserError(f'{where} {error}') from error
+    except jinja2.UndefinedError as error:
+        missing = sorted(template.names - fields.keys())
+        if missing:
+            raise _missing(where, missing[0], fields) from error
+        raise UserError(f'{where}: {error}; the example has: {_known(fields)}') from error
+    except Exception as error:
+        raise UserError(f'{where} failed with {type(error).__name__}: {error}') from error
+
+
+def _write_split(source: str, fields: dict[str, Any], where: str) -> list[str]:
+    """Runs a template and splits what it wrote at `|||`, but not where the bars come from the data."""
+    if not _compiled(source).splits:
+        return [_write(source, fields, where).strip()]
+    fields = {k: v if k == _ROOM else _map_strings(v, _hide) for k, v in fields.items()}
+    parts = _write(source, fields, where).split(BAR)
+    return [part.replace(_HIDDEN, BAR).strip() for part in parts]
+
+
+def _hide(text: str) -> str:
+    return text.replace(BAR, _HIDDEN) if BAR in text else text
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: _map_strings(v, change) for k, v in value.items()}
+    return [_map_strings(v, change) for v in value] if isinstance(value, list) else value
+
+
+def _missing(where: str, field: str, fields: Mapping[str, Any]) -> UserError:
+    return UserError(f'{where} names the field {field!r}; the example has: {_known(fields)}')
+
+
+def _known(fields: Mapping[str, Any]) -> str:
+    return ', '.join(sorted(map(str, fields.keys() - {_ROOM, 'answer_choices'})))
+
+
+class _TooMuch(Exception):
+    """A template computes more than a prompt has reason to."""
+
+
+class _Room:
+    """What one rendering has left to spend, and the example that its draws depend on."""
+
+    __slots__ = ('_example', '_left')
+
+    def __init__(self, example: Mapping[str, Any]):
+        self._example = example
+        self._left = RANGE
+
+    def seed(self) -> bytes:
+        text = json.dumps(self._example, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+class _Sandbox(jinja2.sandbox.SandboxedEnvironment):
+    """Jinja's sandbox with bounds on repetition and powers."""
+
+    intercepted_binops = frozenset(['*', '**', '%'])
+
+    def call_binop(self, context, operator, left, right):
+        if operator == '*':
+            for many, times in ((left, right), (right, left)):
+                if isinstance(many, (str, list, tuple)) and isinstance(times, int):
+                    _bounded(len(many) * times)
+        elif operator == '**':
+            _bounded(abs(right) * max(abs(left), 2).bit_length() if isinstance(left, int) else 0)
+        elif isinstance(left, str):
+            _check_widths(left)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context, callee, *args, **kwargs):
+        method = getattr(callee, '__wrapped__', callee)  # Jinja wraps str.format
+        owner, name = getattr(method, '__self__', None), getattr(method, '__name__', '')
+        if isinstance(owner, str):
+            if name.startswith('format'):
+                _check_widths(owner)
+            if name in _WIDTHS or (name.startswith('format') and re.search(r'{[^}]*{', owner)):
+                _bounded(
+                    max((n for n in (*args, *kwargs.values()) if isinstance(n, int)), default=0)
+                )
+        return super().call(context, callee, *args, **kwargs)
+
+
+def _bounded(size: int) -> None:
+    if size > LONGEST:
+        raise _TooMuch(f'builds a text or a number of size {size}, more than {LONGEST}')
+
+
+def _check_widths(text: str) -> None:
+    for digits in re.findall(r'\d{6,}', text):
+        _bounded(int(digits[:12]))
+
+
+@jinja2.pass_context
+def _range(context: jinja2.runtime.Context, *args: int) -> range:
+    numbers, room = range(*args), context[_ROOM]
+    room._left -= len(numbers)
+    if room._left < 0:
+        raise _TooMuch(f'counts to more than {RANGE} with range()')
+    return numbers
+
+
+@jinja2.pass_context
+def _choice(context: jinja2.runtime.Context, options: Any) -> Any:
+    options = list(options)
+    if not options:
+        raise jinja2.TemplateRuntimeError('`choice` of an empty list')
+    return random.Random(context[_ROOM].seed()).choice(options)
+
+
+def _most_frequent(items: Any) -> list[Any]:
+    """Every element that occurs as often as the commonest one, in order of first occurrence."""
+    counts = collections.Counter(items).most_common()
+    return [item for item, count in counts if count == counts[0][1]]
+
+
+def _sized(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def bounded(*args, **kwargs):
+        _bounded(max((n for n in (*args[1:], *kwargs.values()) if isinstance(n, int)), default=0))
+        return original(*args, **kwargs)
+
+    return bounded
+
+
+def _sandbox() -> _Sandbox:
+    environment = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False)
+    for name in ('center', 'indent', 'batch', 'slice'):
+        environment.filters[name] = _sized(environment.filters[name])
+    printf = environment.filters['format']
+    environment.filters['format'] = lambda text, *args, **kwargs: (
+        _check_widths(str(text)) or printf(text, *args, **kwargs)
+    )
+    environment.filters.update(choice=_choice, most_frequent=_most_frequent)
+    environment.globals = {'zip': zip, 'range': _range, 'namespace': jinja2.utils.Namespace}
+    environment.globals['dict'] = dict
+    return environment
+
+
+_ENVIRONMENT = _sandbox()
+
+
+class _Compiled(NamedTuple):
+    run: Callable[..., Any]
+    context: Callable[..., Any]
+    names: frozenset[str]  # fields that the template reads
+    mutates: bool  # it may change lists or dicts in place
+    splits: bool  # it writes bars of its own
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled(source: str) -> _Compiled:
+    tree = _ENVIRONMENT.parse(source)
+    template = _ENVIRONMENT.from_string(source)
+    calls = {
+        node.node.attr for node in tree.find_all(nodes.Call) if isinstance(node.node, nodes.Getattr)
+    }
+    names = jinja2.meta.find_undeclared_variables(tree) - {'answer_choices', 'zip'}
+    names -= {'range', 'namespace', 'dict'}
+
+    def context(fields):
+        return template.new_context(fields, shared=False)
+
+    return _Compiled(
+        template.root_render_func, context, frozenset(names), bool(calls & _MUTATING), BAR in source
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _parse(source: str, prompt: str) -> None:
+    """Refuses at once what could never render: bad syntax, Python's insides, other templates."""
+    try:
+        tree = _ENVIRONMENT.parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f'prompt {prompt!r}, line {error.lineno}: {error.message}') from error
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        key = node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, 'value', '')
+        if isinstance(key, str) and key.startswith('__'):
+            raise UserError(f"prompt {prompt!r} reaches into Python's insides: {key!r}")
+    if any(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))):
+        raise UserError(f'prompt {prompt!r} loads another template; a prompt stands alone')

@@ -1,0 +1,400 @@
+"""Sources: where the examples of a task come from, as dicts of plain values.
+
+Making a source opens nothing; files are looked for when it is read. `files` is a path (the split is then
+`train`), or a dict from split to a path, a glob or a list of them; `~` and environment variables are
+expanded, and a name that ends in `.gz` is unpacked while it is read.
+
+Examples hold what JSON can hold. Other values become: bytes, text (UTF-8; what is no UTF-8 becomes U+FFFD);
+NumPy numbers and arrays, numbers and lists; dates and times, ISO 8601 text; tuples, lists; sets, sorted
+lists; decimals, text. Anything else is an error that names the field.
+"""
+
+import csv as csv_format
+import dataclasses
+import datetime
+import decimal
+import functools
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mtpt.config import UserError, nearest
+
+Example = dict[str, Any]
+Files = str | os.PathLike | Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A readable set of examples. Two sources are equal when they are made from the same things.
+
+    Fields: `kind`; `splits`; `places`, what each split is read from; `options`; `reader(places of a split,
+    **options)` gives examples; `counter`, the same for their number, where counting is cheaper than reading.
+    """
+
+    kind: str
+    places: tuple[tuple[str, Any], ...]
+    reader: Callable[..., Iterator[Example]]
+    counter: Callable[..., int] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    _sizes: dict[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split, _ in self.places)
+
+    def read(self, split: str) -> Iterator[Example]:
+        """Yields the examples of a split in a fixed order.
+
+        Raises:
+          UserError: no such split, a missing file, a malformed line.
+        """
+        return self.reader(self._place(split), **dict(self.options))
+
+    def size(self, split: str) -> int:
+        """Counts the examples of a split, once; raises what `read` raises."""
+        if split not in self._sizes:
+            place = self._place(split)
+            count = self.counter(place, **dict(self.options)) if self.counter else None
+            self._sizes[split] = sum(1 for _ in self.read(split)) if count is None else count
+        return self._sizes[split]
+
+    def describe(self, hashes: bool = False) -> dict[str, Any]:
+        """Provenance as plain values: kind, options and, per split, files with bytes (and sha256)."""
+        options = {k: v for k, v in self.options if isinstance(v, (str, int, float, bool, tuple))}
+        splits = {split: self._describe(place, hashes) for split, place in self.places}
+        return {'kind': self.kind, **options, 'splits': splits}
+
+    def _place(self, split: str) -> Any:
+        places = dict(self.places)
+        if split not in places:
+            raise UserError(f'no split {split!r}; {nearest(split, places)}')
+        return places[split]
+
+    def _describe(self, place: Any, hashes: bool) -> Any:
+        if self.kind in FILE_KINDS:
+            return [_file_facts(path, hashes) for path in paths(place)]
+        return place if isinstance(place, str) else getattr(place, '__name__', str(place))
+
+
+def jsonl(files: Files) -> Source:
+    """One JSON object a line; blank lines are passed over."""
+    return Source('jsonl', _places(files), read_jsonl, count_lines)
+
+
+def csv(
+    files: Files, delimiter: str = ',', fields: Sequence[str] | None = None, quoted: bool = True
+) -> Source:
+    r"""Comma- or otherwise separated values, all of them text.
+
+    The first line names the fields unless `fields` does. For tab-separated files: `delimiter='\t'`, and
+    `quoted=False` where a quotation mark is a character like any other.
+    """
+    options = dict(delimiter=delimiter, fields=tuple(fields) if fields else None, quoted=quoted)
+    return Source('csv', _places(files), read_csv, None, tuple(options.items()))
+
+
+def parquet(files: Files, columns: Sequence[str] | None = None) -> Source:
+    """Parquet files; `columns` reads only some."""
+    options = (('columns', tuple(columns) if columns else None),)
+    return Source('parquet', _places(files), read_parquet, count_parquet, options)
+
+
+def text(files: Files, by: str = 'line', field: str = 'text') -> Source:
+    """Plain text: an example is a line, a document between blank lines, or a whole file.
+
+    `by` is 'line', 'document' or 'file'. Examples that are blank are passed over.
+    """
+    if by not in ('line', 'document', 'file'):
+        raise UserError(f"text is read by 'line', 'document' or 'file', not by {by!r}")
+    return Source('text', _places(files), read_text, None, (('by', by), ('field', field)))
+
+
+def tfds(
+    name: str,
+    splits: Sequence[str] | Mapping[str, str] = ('train', 'validation'),
+    data_dir: str | None = None,
+) -> Source:
+    """A TensorFlow Datasets set that is already prepared on this machine.
+
+    `name` as in `tfds.load` (`super_glue/boolq:1.0.2`); `splits` may map a split to a TFDS expression, such
+    as `{'train': 'train[:90%]'}`. Nothing is ever downloaded: an unprepared set is an error at once.
+    """
+    if not isinstance(splits, Mapping):
+        splits = {split: split for split in splits}
+    options = (('name', name), ('data_dir', data_dir))
+    return Source('tfds', tuple(splits.items()), read_tfds, count_tfds, options)
+
+
+def function(
+    fn: Callable[[str], Iterable[Example]],
+    splits: Sequence[str] = ('train', 'validation'),
+    sizes: Mapping[str, int] | None = None,
+) -> Source:
+    """Examples from a function of the split, called anew for each reading: it must give the same ones.
+
+    `sizes` tells how many there are where it is known beforehand; otherwise they are counted by reading.
+    """
+    if not callable(fn):
+        raise UserError(f'a function source takes a function of the split, got {fn!r}')
+    source = Source('function', tuple((split, split) for split in splits), _Called(fn))
+    source._sizes.update(sizes or {})
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Called:
+    """A function as a reader; equal to the same function defined again with the same code."""
+
+    fn: Callable[[str], Iterable[Example]]
+
+    def __call__(self, split: str) -> Iterator[Example]:
+        for i, example in enumerate(self.fn(split)):
+            yield plain(example, f'example {i} of {split}')
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Called) and (
+            self.fn == other.fn or None is not _identity(self.fn) == _identity(other.fn)
+        )
+
+    def __hash__(self) -> int:
+        return hash(getattr(self.fn, '__qualname__', ''))
+
+
+def _identity(fn: Any) -> Any:
+    """What a function is, apart from which object; None where that cannot be said."""
+    if isinstance(fn, functools.partial):
+        inner = _identity(fn.func)
+        return inner and (inner, fn.args, tuple(sorted(fn.keywords.items())))
+    code = getattr(fn, '__code__', None)
+    if code is None or fn.__closure__:
+        return None
+    return fn.__module__, fn.__qualname__, code.co_code, str(code.co_consts), fn.__defaults__
+
+
+def plain(example: Any, where: str = 'an example') -> Example:
+    """The example with every value as JSON would hold it, by the rule at the top of this file.
+
+    Raises:
+      UserError: it is no dict, or a value has no plain form.
+    """
+    if not isinstance(example, Mapping):
+        raise UserError(f'{where} is {type(example).__name__}, not a dict of fields')
+    return {str(key): _plain(value, where, str(key)) for key, value in example.items()}
+
+
+def _plain(value: Any, where: str, field: str) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, bytes):
+        return value.decode('utf-8', 'replace')
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, where, f'{field}.{k}') for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, where, field) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(v, where, field) for v in value), key=lambda v: (str(type(v)), v))
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    for base in (str, bool, int, float):  # subclasses, such as enumerations
+        if isinstance(value, base):
+            return base(value)
+    for method in ('to_list', 'tolist', 'item'):  # ragged tensors, NumPy arrays and scalars
+        if hasattr(value, method):
+            return _plain(getattr(value, method)(), where, field)
+    raise UserError(f'{where}: field {field!r} is a {type(value).__name__}, which JSON cannot hold')
+
+
+def _places(files: Files) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(files, Mapping):
+        files = {'train': files}
+    if not files:
+        raise UserError('a source needs at least one split')
+
+    def listed(found):
+        found = [found] if isinstance(found, (str, os.PathLike)) else found
+        return tuple(os.fspath(path) for path in found)
+
+    return tuple((split, listed(found)) for split, found in files.items())
+
+
+def paths(patterns: Sequence[str]) -> list[str]:
+    """The files that some paths and globs name, sorted within each.
+
+    Raises:
+      UserError: one of them names no file.
+    """
+    found = []
+    for pattern in patterns:
+        pattern = os.path.expanduser(os.path.expandvars(pattern))
+        here = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        here = [path for path in here if os.path.isfile(path)]
+        if not here:
+            raise UserError(f'no file {pattern}')
+        found += here
+    return found
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yields numbered lines, without their line breaks."""
+    number = 0
+    try:
+        with gzip.open(path, 'rb') if path.endswith('.gz') else open(path, 'rb') as file:
+            for number, line in enumerate(file, 1):
+                line = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+                yield number, line.rstrip('\r\n')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}, line {number}: not UTF-8 text ({error.reason})') from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f'{path} is damaged after line {number}: {error}') from error
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+
+
+def read_jsonl(patterns: Sequence[str]) -> Iterator[Example]:
+    for path in paths(patterns):
+        for number, line in _lines(path):
+            if not line or line.isspace():
+                continue
+            try:
+                example = json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f'{path}, line {number}: expected one JSON object, got {line[:60]!r} ({error})'
+                ) from error
+            if not isinstance(example, dict):
+                raise UserError(
+                    f'{path}, line {number}: expected one JSON object, got {line[:60]!r}'
+                )
+            yield example
+
+
+def count_lines(patterns: Sequence[str]) -> int:
+    """Counts lines that are not blank."""
+    return sum(
+        not (not line or line.isspace()) for path in paths(patterns) for _, line in _lines(path)
+    )
+
+
+def read_csv(
+    patterns: Sequence[str], delimiter: str, fields: Sequence[str] | None, quoted: bool
+) -> Iterator[Example]:
+    csv_format.field_size_limit(1 << 30)
+    quoting = csv_format.QUOTE_MINIMAL if quoted else csv_format.QUOTE_NONE
+    for path in paths(patterns):
+        lines = (line + '\n' for _, line in _lines(path))
+        rows = csv_format.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        names = fields
+        try:
+            for row in rows:
+                if names is None:
+                    names = row
+                elif len(row) == len(names):
+                    yield dict(zip(names, row))
+                elif row:
+                    raise UserError(
+                        f'{path}, line {rows.line_num}: expected {len(names)} values '
+                        f'({", ".join(names)}), got {len(row)}'
+                    )
+        except csv_format.Error as error:
+            raise UserError(f'{path}, line {rows.line_num}: {error}') from error
+
+
+def read_text(patterns: Sequence[str], by: str, field: str) -> Iterator[Example]:
+    for path in paths(patterns):
+        lines = (line for _, line in _lines(path))
+        for found in lines if by == 'line' else _documents(lines, by):
+            if found and not found.isspace():
+                yield {field: found}
+
+
+def _documents(lines: Iterable[str], by: str) -> Iterator[str]:
+    part: list[str] = []
+    for line in lines:
+        if by == 'document' and (not line or line.isspace()):
+            yield '\n'.join(part)
+            part = []
+        else:
+            part.append(line)
+    yield '\n'.join(part)
+
+
+def _parquet(path: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f'{path} is not a Parquet file: {error}') from error
+
+
+def read_parquet(patterns: Sequence[str], columns: Sequence[str] | None) -> Iterator[Example]:
+    for path in paths(patterns):
+        file = _parquet(path)
+        missing = [name for name in columns or () if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(
+                f'{path} has no column {missing[0]!r}; {nearest(missing[0], file.schema_arrow.names)}'
+            )
+        for batch in file.iter_batches(batch_size=1024, columns=columns and list(columns)):
+            for i, example in enumerate(batch.to_pylist()):
+                yield plain(example, f'{path}, row {i} of a group')
+
+
+def count_parquet(patterns: Sequence[str], columns: Sequence[str] | None) -> int:
+    return sum(_parquet(path).metadata.num_rows for path in paths(patterns))
+
+
+def _prepared(name: str, data_dir: str | None) -> Any:
+    """The builder of a prepared TFDS set; nothing here touches the network."""
+    import tensorflow_datasets
+
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'TFDS knows no data set {name!r} here: {first}') from error
+    if not builder.is_prepared():
+        option = f', data_dir={data_dir!r}' if data_dir else ''
+        raise UserError(
+            f'the TFDS set {name!r} is not prepared in {builder.data_dir}; where there is a network, run: '
+            f'python -c "import tensorflow_datasets as t; t.builder({name!r}{option}).download_and_prepare()"'
+        )
+    return builder
+
+
+def read_tfds(split: str, name: str, data_dir: str | None) -> Iterator[Example]:
+    import tensorflow_datasets
+
+    builder = _prepared(name, data_dir)
+    try:
+        dataset = builder.as_dataset(split=split, shuffle_files=False)
+    except (ValueError, AssertionError, KeyError) as error:
+        raise UserError(f'the TFDS set {name!r} has no split {split!r}: {error}') from error
+    for i, example in enumerate(tensorflow_datasets.as_numpy(dataset)):
+        yield plain(example, f'example {i} of {name}')
+
+
+def count_tfds(split: str, name: str, data_dir: str | None) -> int | None:
+    splits = _prepared(name, data_dir).info.splits
+    return splits[split].num_examples if splits else None
+
+
+def _file_facts(path: str, hashes: bool) -> dict[str, Any]:
+    facts = {'path': path, 'bytes': os.path.getsize(path)}
+    if hashes:
+        with io.open(path, 'rb') as file:
+            facts['sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return facts
+
+
+FILE_KINDS = ('jsonl', 'csv', 'parquet', 'text')

@@ -1,0 +1,132 @@
+"""One training step: losses, gradients, update; and one validation step.
+
+A accumulation   B rows   T decoder positions   M tasks
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtpt.model import encoder_decoder
+from mtpt.train.loss import normalizer, task_sums, token_losses, weigh
+from mtpt.train.optimizer import Optimizer
+from mtpt.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def make_train_step(
+    model_cfg: Any,
+    tx: Optimizer,
+    M: int,
+    *,
+    z_loss: float,
+    label_smoothing: float,
+    loss_normalizing_factor: str | float,
+    apply: Callable = encoder_decoder.apply,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles `step(state, batch) -> (state, metrics)`; the state handed in is used up.
+
+    A batch with a leading axis A is taken in A parts whose gradients add up to those of the whole:
+    every part is divided by the real tokens (or the asked-for factor) of all of them. Where the
+    loss or the gradient is not finite, parameters and optimizer stay as they were and `skipped`
+    counts on. What the model reports under 'loss/*' is added to the objective; of all it reports,
+    the mean over the parts, by tokens, is a metric.
+
+    Metrics: flat, 'train/*' scalars, 'task/*' sums of [M + 1], and what the model itself reports.
+    """
+
+    def part_loss(params, batch, key, scale, total):
+        logits_BTV, aux = apply(model_cfg, params, batch, key)
+        losses = token_losses(logits_BTV, batch['decoder_target_tokens'], z_loss, label_smoothing)
+        weights_BT = batch['decoder_loss_weights'].astype(jnp.float32)
+        share = jnp.sum(weights_BT) / total
+        sums = task_sums(losses, batch, M) | {name: share * x for name, x in aux.items()}
+        sums['z_sum'] = jnp.sum(weigh(losses['z'], weights_BT))
+        sums['encoder_tokens'] = jnp.sum(batch['encoder_segment_ids'] > 0, dtype=jnp.float32)
+        objective = jnp.sum(weigh(losses['objective'], weights_BT)) * scale
+        return objective + sum(x for name, x in sums.items() if name.startswith('loss/')), sums
+
+    def gradients(params, batch, key):
+        weights = batch['decoder_loss_weights']
+        scale = 1 / normalizer(loss_normalizing_factor, weights)
+        total = normalizer('tokens', weights)
+
+        def part(batch, key):
+            graded = jax.value_and_grad(part_loss, has_aux=True)
+            return graded(params, batch, key, scale, total)
+
+        if weights.ndim == 2:
+            (objective, sums), grads = part(batch, key)
+            return objective, sums, grads
+
+        def add(carry, xs):
+            batch, index = xs
+            return jax.tree.map(jnp.add, carry, part(batch, jax.random.fold_in(key, index))), None
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, first, key))
+        parts = (batch, jnp.arange(weights.shape[0]))
+        ((objective, sums), grads), _ = jax.lax.scan(add, zeros, parts)
+        return objective, sums, grads
+
+    def step(state, batch):
+        key = jax.random.fold_in(state.key, state.step)
+        objective, sums, grads = gradients(state.params, batch, key)
+        grad_norm = optax.global_norm(grads)
+        ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
+        skipped = jnp.where(ok, 0, state.skipped + 1)
+        metrics = summary(sums) | {
+            'train/objective': objective,
+            'train/grad_norm': grad_norm,
+            'train/learning_rate': tx.rate(state.step),
+            'train/skipped': 1 - ok.astype(jnp.int32),
+            'train/skipped_in_a_row': skipped,
+        }
+        state = TrainState(
+            state.step + 1,
+            _where(ok, params, state.params),
+            _where(ok, opt_state, state.opt_state),
+            state.key,
+            skipped,
+        )
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_validation_step(
+    model_cfg: Any, M: int, *, apply: Callable = encoder_decoder.apply
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """Compiles `step(params, batch) -> sums by task`, without dropout and without extra terms."""
+
+    def step(params, batch):
+        logits_BTV, _ = apply(model_cfg, params, batch, None)
+        losses = token_losses(logits_BTV, batch['decoder_target_tokens'], 0.0, 0.0)
+        return task_sums(losses, batch, M)
+
+    return jax.jit(step)
+
+
+def _where(ok: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+
+def summary(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Turns the sums of a batch into its flat metrics; the tasks keep their sums."""
+    sums = dict(sums)
+    tokens = jnp.sum(sums['task/tokens'])
+    safe = jnp.maximum(tokens, 1.0)
+    return {
+        'train/loss': jnp.sum(sums['task/loss_sum']) / safe,
+        'train/accuracy': jnp.sum(sums['task/correct']) / safe,
+        'train/z_loss': sums.pop('z_sum') / safe,
+        'train/tokens': tokens,
+        'train/encoder_tokens': sums.pop('encoder_tokens'),
+        'task/nonfinite': ~jnp.isfinite(sums['task/loss_sum']),
+    } | sums

@@ -1,0 +1,133 @@
+"""Streams: the batches of iterators, resumed by reading on."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from mtpt.config import UserError
+from mtpt.data.config import DataConfig
+from mtpt.data.loader import merge_positions
+from mtpt.data.manifest import Manifest, TaskEntry
+from mtpt.data.stream import corrupted, stream
+
+VOCABULARY = dict(fingerprint='v', size=1000, sentinel=996, sentinels=100, eos=1)
+CFG = DataConfig(
+    mode='stream',
+    batch_size=4,
+    row_groups=2,
+    inputs_length=24,
+    targets_length=8,
+    segments=4,
+    lookahead=3,
+)
+
+
+def table(n=3):
+    tasks = tuple(TaskEntry(f't{i}', i, 'f', 'd', 'pairs', 1.0) for i in range(1, n + 1))
+    return Manifest('', 'mix', True, VOCABULARY, tasks)
+
+
+def numbers(opened=None):
+    """Endless streams that count: (task, number, filling) -> number."""
+
+    def open_task(name):
+        if opened is not None:
+            opened.append(name)
+        for i in itertools.count():
+            yield [int(name[1:]) + 10, 100 + i] + [5] * (i * 7 % 5), [100 + i, 1]
+
+    return open_task
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_a_stream_resumes_exactly_by_reading_on():
+    loader = stream(table(), CFG, numbers(), seed=4)
+    history = [next(loader) for _ in range(7)]
+    for step in range(6):
+        saved = json.loads(json.dumps({k: v.tolist() for k, v in history[step][1].items()}))
+        again = stream(table(), CFG, numbers(), seed=4, position=saved)
+        for batch, position in history[step + 1 :]:
+            got = next(again)
+            assert equal(got[0], batch) and equal(got[1], position)
+
+
+def test_hosts_read_different_examples_of_a_stream_and_resume_on_their_number_only():
+    parts = [stream(table(), CFG, numbers(), host=h, hosts=2) for h in (0, 1)]
+    for _ in range(3):
+        got = [next(part) for part in parts]
+    seen = [set(zip(b['decoder_target_tokens'].ravel()[::1], [0])) for b, _ in got]
+    numbers_of = [
+        {n for t in (11, 12, 13) for n in _numbers_after(b['encoder_input_tokens'], t)}
+        for b, _ in got
+    ]
+    assert seen and {n % 2 for n in numbers_of[0]} == {0} and {n % 2 for n in numbers_of[1]} == {1}
+    whole = merge_positions([position for _, position in got])
+    again = [stream(table(), CFG, numbers(), host=h, hosts=2, position=whole) for h in (0, 1)]
+    assert all(equal(next(a)[0], next(b)[0]) for a, b in zip(again, parts))
+    with pytest.raises(UserError, match='same number of hosts'):
+        stream(table(), CFG, numbers(), position=whole)
+
+
+def _numbers_after(tokens, marker):
+    rows, columns = np.nonzero(tokens == marker)
+    return tokens[rows, columns + 1].tolist()
+
+
+def test_a_task_is_opened_when_it_is_first_drawn():
+    opened = []
+    loader = stream(table(), CFG, numbers(opened), rates=[0, 1, 0, 0])
+    next(loader)
+    assert opened == ['t1']
+    loader.set_rates([0, 0, 1, 0])
+    next(loader)
+    assert opened == ['t1', 't2']
+
+
+def test_a_broken_task_fails_by_name_or_is_left_out_and_the_rest_renormalised():
+    def breaking(name):
+        yield from itertools.islice(numbers()(name), 4 if name == 't2' else None)
+        raise UserError('bad.jsonl, line 5: no JSON')
+
+    loader = stream(table(), CFG, breaking)
+    with pytest.raises(UserError, match=r"'t2' cannot be read: bad\.jsonl, line 5.*on_broken=skip"):
+        for _ in range(20):
+            next(loader)
+    skipping = dataclasses.replace(CFG, on_broken='skip')
+    loader = stream(table(), skipping, breaking)
+    history = [next(loader) for _ in range(20)]
+    assert loader.problems == [('t2', 'bad.jsonl, line 5: no JSON')]
+    assert loader.rates.tolist() == [0, 0.5, 0, 0.5]
+    assert history[-1][1]['counts'].sum(axis=0)[2] == 4
+    again = stream(table(), skipping, breaking, position=history[9][1])
+    assert all(equal(next(again)[0], batch) for batch, _ in history[10:])
+
+
+def test_when_every_task_is_broken_the_run_ends_in_words():
+    def never(name):
+        raise OSError('gone')
+
+    loader = stream(table(), dataclasses.replace(CFG, on_broken='skip'), never)
+    with pytest.raises(UserError, match=r'no task left to train on: .*t1: OSError: gone'):
+        next(loader)
+
+
+def test_streamed_text_is_cut_into_pieces_and_corrupted():
+    entry = TaskEntry('text', 1, 's', 'd', 'text', 1.0, 'span_corruption')
+    manifest = dataclasses.replace(table(), tasks=(entry,))
+
+    def documents():
+        return [list(range(100, 140)), [], list(range(140, 160))]
+
+    loader = stream(manifest, CFG, lambda name: corrupted(documents, entry, manifest, CFG, seed=1))
+    batch, _ = next(loader)
+    assert (batch['encoder_segment_ids'] == 1).all()
+    assert (batch['encoder_input_tokens'][:, -1] == 1).all()
+    assert ((batch['encoder_input_tokens'] == 996).sum(axis=1) == 1).all()
+    with pytest.raises(UserError, match='is empty'):
+        next(corrupted(lambda: [[]], entry, manifest, CFG))

@@ -10,26 +10,28 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
-    config.steps = 2_000
-    config.tasks = dict(module='mtpt.mixtures.builtin')
-    config.model = dict(size='mini')
     config.data = dict(
         mixture='builtin',
-        vocabulary='builtin',
         batch_size=16,
         inputs_length=64,
         targets_length=32,
         segments=8,
         row_groups=4,
     )
-    config.optimizer = dict(name='adamw', b2=0.98, weight_decay=0.01, clip=1.0)
-    config.schedule = dict(name='wsd', peak=7e-4, warmup=60, decay=0.3)
-    config.held_out = dict(
-        families=('builtin_new_tasks',),
+    config.model = dict(size='mini')
+    config.train = dict(steps=2_000, seed=0, validate_every=500)
+    config.optimizer = dict(
+        name='adamw',
+        b2=0.98,
+        weight_decay=0.01,
+        clip=1.0,
+        schedule=dict(name='wsd', rate=7e-4, warmup=60, decay=0.3),
     )
-    config.evaluate = dict(
-        mixtures=('builtin_new_tasks', 'builtin_new_wordings', 'builtin_trained'),
+    config.exams = dict(
+        builtin_trained=dict(split='validation', max_examples=64),
+        builtin_new_wordings=dict(split='test', max_examples=200),
+        builtin_new_tasks=dict(split='test', at_start=True),
     )
+    config.held_out = dict(families=())
     config.checkpoint = dict(every=500)
     return config

@@ -1,13 +1,13 @@
-"""The built-in suite as SeqIO tasks and mixtures: no network, no download, the same on every machine.
+"""The built-in suite as SeqIO tasks and mixtures: no network, the same on every machine.
 
-builtin               every trained task and 2 draws of span corruption for 100 of them (about 7 % of the rows)
+builtin               every trained task, and 2 draws of span corruption for 100 of them
 builtin_supervised    the trained tasks alone
 builtin_text          span corruption alone, on the documentation of Python
 builtin_trained       every trained task under every wording of training, to be validated on
 builtin_new_wordings  trained tasks under wordings that training never shows
 builtin_new_tasks     held-out tasks, in families of their own
 
-A task of the suite is about 15 lines in a file of `mixtures/suite/`; `suite/tasks.py` lists the files.
+A task of the suite is about 15 lines in a file of `mixtures/suite/`; `suite/tasks.py` lists them.
 """
 
 from mtpt.mixtures.suite import documentation, tasks
@@ -17,14 +17,14 @@ from mtpt.tasks.prompts import Prompt
 from mtpt.tasks.register import mixture, task, text_task
 from mtpt.tasks.sources import function
 
-R = 0.02  # draws of text for each supervised one; a text fills a row, which holds about four examples
+R = 0.02  # draws of text for a supervised one; a text fills a row, which holds four examples
 
 
 def prompts(templates: dict[str, str]) -> tuple[Prompt, ...]:
     return tuple(Prompt(name, text, '{{ answer }}', 'choices') for name, text in templates.items())
 
 
-def register(recipe: Recipe) -> None:
+def add(recipe: Recipe) -> None:
     """One call into SeqIO's registry."""
     source = function(recipe.examples, SPLITS, {split: recipe.size(split) for split in SPLITS})
     task(
@@ -37,7 +37,7 @@ def register(recipe: Recipe) -> None:
 
 
 for each in tasks.TRAINED + tasks.NEW:
-    register(each)
+    add(each)
 
 text_task('python_docs', function(documentation.documents, ('train', 'validation')))
 

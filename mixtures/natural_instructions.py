@@ -10,10 +10,9 @@ acceptable outputs. A training task gives its last tenth to validation (there is
 split) and trains on the first output; a test task is asked on its first 100 instances, as the official
 evaluation does, by ROUGE-L and exact match against all outputs.
 
-    config.data.register = 'mtpt.mixtures.natural_instructions'
-    config.data.register_args = dict(folder='.../ni', k=0)
+    config.tasks = dict(module='mtpt.mixtures.natural_instructions', args=dict(folder='.../ni'))
     config.data.mixture = 'natural_instructions_train'
-    config.evaluate.mixture = 'natural_instructions_test'
+    config.exams = dict(natural_instructions_test=dict(split='test'))
 """
 
 import functools
@@ -44,7 +43,8 @@ def register(
 ) -> dict[str, list[str]]:
     """Registers the tasks of one track and the mixtures natural_instructions_train and _test.
 
-    Opens the split lists and the index, or, without an index, the head of each task file.
+    Opens the split lists and the index, or, without an index, the head of each task file. Registering
+    again, from another folder or with other examples, replaces what was there.
 
     Args:
       folder: the folder with `splits/` and the task files.
@@ -55,7 +55,7 @@ def register(
       vocabulary: what SeqIO's own readers tokenise with.
 
     Returns:
-      The names registered, by 'train' and 'test'.
+      The names registered, by 'train' and 'test': the official ones, with `_` for what SeqIO refuses.
 
     Raises:
       UserError: no such folder or track, listed tasks without a file (unless `partial`), a head that
@@ -72,21 +72,27 @@ def register(
         for name, path in files.items():
             about = index.get(name) or _head(path)
             registry.task(
-                name,
+                prompts.clean_name(name),
                 _source(path, side, max(shots), pick),
                 [_prompt(shot) for shot in shots],
                 family=names.family(about['categories'][0]),
                 dataset=names.dataset(about['source'][0] if about['source'] else None),
                 metrics=('rougeL', 'exact_match'),
                 vocabulary=vocabulary,
+                replace=True,
             )
-        registry.mixture(f'natural_instructions_{side}', list(files), rule='equal')
-        registered[side] = list(files)
+        registered[side] = [prompts.clean_name(name) for name in files]
+        registry.mixture(
+            f'natural_instructions_{side}', registered[side], rule='equal', replace=True
+        )
     return registered
 
 
 def rows(path: pathlib.Path, k: int, pick: str, split: str) -> Iterator[dict]:
-    """Yields the instances of one split of a task file, each with its definition and `k` examples."""
+    """Yields the instances of one split of a task file, each with its definition and `k` examples.
+
+    An instance whose outputs are all empty is yielded too; no prompt applies to it.
+    """
     document = _document(path)
     instances = document['Instances']
     held = max(1, len(instances) // VALIDATION_SHARE)
@@ -130,7 +136,7 @@ def _listed(root: pathlib.Path, track: str, side: str) -> list[str]:
     if not lists.is_dir():
         raise UserError(
             f'{root} is no folder of Super-NaturalInstructions (it has no splits/); '
-            'set config.data.register_args.folder to one'
+            'set tasks.args.folder to one'
         )
     known = {p.name: p for p in lists.iterdir() if p.is_dir()}
     path = choose('track of Super-NaturalInstructions', track, known) / f'{side}_tasks.txt'
@@ -151,7 +157,7 @@ def _files(root: pathlib.Path, side: str, listed: list[str], partial: bool) -> d
     if missing and not partial or not found:
         raise UserError(
             f'{len(missing)} of the {len(listed)} {side} tasks have no file in {root} '
-            f'({", ".join(missing[:3])}, ...); get them, or set register_args.partial to use the '
+            f'({", ".join(missing[:3])}, ...); get them, or set tasks.args.partial to use the '
             f'{len(found)} that have one'
         )
     return found
@@ -165,7 +171,9 @@ def _index(root: pathlib.Path) -> dict[str, dict]:
         with gzip.open(path, 'rt', encoding='utf-8') as lines:
             entries = [json.loads(line) for line in lines]
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(f'cannot read the index {path}: {error}; delete it to do without') from error
+        raise UserError(
+            f'cannot read the index {path}: {error}; delete it to do without'
+        ) from error
     return {e['task']: e for e in entries if e.get('categories') and e.get('source')}
 
 

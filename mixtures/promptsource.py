@@ -57,7 +57,9 @@ def read_templates(path: str | pathlib.Path) -> list[Template]:
         raise UserError(f'{path} is not a promptsource file: {_one_line(error)}') from error
     entries = document.get('templates') if isinstance(document, dict) else None
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f'{path} has no templates; promptsource files map `templates:` to !Template')
+        raise UserError(
+            f'{path} has no templates; promptsource files map `templates:` to !Template'
+        )
     return [_template(entry, path) for entry in entries.values()]
 
 

@@ -14,10 +14,9 @@ was trained. T0's targets begin with a space which its vocabulary drops again; h
 Held-out datasets are asked under their original-task templates only. Where a dataset is here as labelled
 rows, these are used, and rows that are prompted already where it is not.
 
-    config.data.register = 'mtpt.mixtures.t0'
-    config.data.register_args = dict(folder='.../data')
+    config.tasks = dict(module='mtpt.mixtures.t0', args=dict(folder='.../data'))
     config.data.mixture = 't0_train'
-    config.evaluate.mixture = 't0_eval'
+    config.exams = dict(t0_eval=dict(split='validation'))
 """
 
 import collections
@@ -33,7 +32,6 @@ from mtpt.config import UserError, nearest
 from mtpt.mixtures import names, promptsource
 from mtpt.tasks import prompts, register as registry, sources
 
-CAP = 500_000  # examples a dataset, shared by its templates
 VALIDATION_SHARE = 10  # one in so many positions of the prompted rows, from the end
 
 # T0's list counts COPA as question answering for training; its paper evaluates it as completion.
@@ -59,7 +57,9 @@ class Dataset:
 
     name: str
     family: str
-    groups: tuple[str, ...]  # T0's roles: BASE, GPT_EVAL, SGLUE to train on, eval:BASE to be asked on
+    groups: tuple[
+        str, ...
+    ]  # T0's roles: BASE, GPT_EVAL, SGLUE to train on, eval:BASE to be asked on
     labelled: dict[str, pathlib.Path]
     prompted: pathlib.Path | None
     fewshot: tuple[pathlib.Path, ...]
@@ -69,16 +69,18 @@ def register(
     folder: str,
     groups: tuple[str, ...] = ('BASE',),
     more: tuple[str, ...] = (),
+    cap: int = 500_000,
     vocabulary: str = 'builtin',
 ) -> dict[str, list[str]]:
     """Registers a task a dataset and the mixtures t0_train and t0_eval.
 
-    Opens the lists and the templates, and no file of examples.
+    Opens the lists and the templates, and no file of examples. Registering again replaces what was there.
 
     Args:
       folder: the folder described above.
       groups: T0's training sets: BASE (T0), GPT_EVAL (added in T0+), SGLUE (added in T0++).
       more: further labelled datasets to train on, by their Hugging Face names.
+      cap: examples that a dataset may weigh, shared by its templates; T0's number is for whole datasets.
       vocabulary: what SeqIO's own readers tokenise with.
 
     Returns:
@@ -100,6 +102,7 @@ def register(
             dataset=names.dataset(dataset.name),
             inputs_eos=False,
             vocabulary=vocabulary,
+            replace=True,
         )
         held_out = dataset.family in HELD_OUT
         asked = 'eval:BASE' in dataset.groups
@@ -114,10 +117,10 @@ def register(
             registered['train'].append(task_name(dataset.name))
         elif wanted and dataset.prompted:
             registered['train'].append(_register_prompted(dataset, templates(dataset), options))
-    for side in ('train', 'eval'):
+    for side, rule in (('train', dict(rule='t0', cap=cap)), ('eval', dict(rule='equal'))):
         if not registered[side]:
             raise UserError(f'{root} holds no dataset for t0_{side}; is it the right folder?')
-        registry.mixture(f't0_{side}', registered[side], rule='t0', cap=CAP, inputs_eos=False)
+        registry.mixture(f't0_{side}', registered[side], inputs_eos=False, replace=True, **rule)
     return registered
 
 
@@ -259,7 +262,9 @@ def _check_names(datasets: dict[str, Dataset], groups, more) -> None:
             known = [d.name for d in datasets.values() if 'train' in d.labelled]
             raise UserError(f'no labelled training rows of {name!r}; {nearest(name, known)}')
         if datasets[name].family in HELD_OUT:
-            raise UserError(f'{name!r} is of the family {datasets[name].family}, which T0 holds out')
+            raise UserError(
+                f'{name!r} is of the family {datasets[name].family}, which T0 holds out'
+            )
 
 
 def _listed(path: pathlib.Path) -> dict[str, dict]:

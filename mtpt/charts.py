@@ -74,7 +74,7 @@ def small(curves: Sequence[Thinned], last: int, top: float) -> dict[str, Any] | 
 
 
 def strip(found: dict[str, Any], scale: float, dots: Sequence[float] = ()) -> dict[str, Any]:
-    """A score, its interval, chance and single prompts: places on a line from 0 to `scale`, in %."""
+    """A score, its interval, chance and single prompts: places on a line 0 .. `scale`, in %."""
 
     def place(value):
         return None if value is None else round(100 * min(max(value / scale, 0), 1), 2)

@@ -60,7 +60,7 @@ class Checkpoints:
                 f'no checkpoints in {self.folder}; train there first or name another folder'
             )
         arrays, json = ocp.PyTreeCheckpointHandler, ocp.JsonCheckpointHandler
-        if read_only and not self.folder.is_dir():
+        # What goes wrong in Orbax is raised and said in one sentence: its own log adds nothing.
         logging.getLogger('absl').addFilter(_unless_orbax)
         handlers = dict(params=arrays(), optimizer=arrays(), position=json(), provenance=json())
         with self._explained('cannot be opened'):
@@ -263,7 +263,7 @@ def _unless_orbax(record: logging.LogRecord) -> bool:
 
 
 def _short(reason: str) -> str:
-    """The beginning and the end of a long message, which is where the thing and the cause are named."""
+    """The beginning and the end of a long message: what failed, and why."""
     reason = reason.strip().splitlines()[0].split(' [', 1)[0]
     return reason if len(reason) < 200 else f'{reason[:60]} ... {reason[-120:]}'
 

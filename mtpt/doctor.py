@@ -254,23 +254,33 @@ def data_folder(environment: Mapping[str, str]) -> Finding:
     return Finding('MTPT_DATA', f'{folder}: {", ".join(names[:6])}{more}')
 
 
-# Several hosts: what tells a process its place. JAX takes only a whole set of variables.
+# Several hosts: what tells a process its place. JAX takes only a whole set of variables; with part
+# of one it runs as a lone process, unless what is missing is among those it cannot do without.
 
+ALONE = 'as it is, every process runs alone; if several are meant, '
 PLACES = {
     'SLURM': (
         ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
+        (),
         'start the run with srun, not from the shell of sbatch or salloc',
     ),
     'Open MPI': (
-        ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK')
-        + ('OMPI_COMM_WORLD_LOCAL_RANK',),
+        (
+            'OMPI_MCA_orte_hnp_uri',
+            'OMPI_COMM_WORLD_SIZE',
+            'OMPI_COMM_WORLD_RANK',
+            'OMPI_COMM_WORLD_LOCAL_RANK',
+        ),
+        (),
         'start the run with mpirun',
     ),
     'TPU': (
         ('TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES'),
+        ('TPU_WORKER_ID',),
         'set both on every host: its number from 0, and the names of all hosts with commas',
     ),
     'TPU slices': (
+        ('MEGASCALE_COORDINATOR_ADDRESS', 'MEGASCALE_NUM_SLICES', 'MEGASCALE_SLICE_ID'),
         ('MEGASCALE_COORDINATOR_ADDRESS', 'MEGASCALE_NUM_SLICES', 'MEGASCALE_SLICE_ID'),
         'set all three on every host of every slice',
     ),
@@ -279,16 +289,18 @@ SAME = {'TPU_WORKER_HOSTNAMES': 'TPU_PROCESS_ADDRESSES'}  # either will do
 
 
 def distributed(environment: Mapping[str, str]) -> list[Finding]:
-    """One finding for each set of variables of which something is there; a part of a set is bad."""
+    """One finding for each set of variables of which something is there."""
     found = []
-    for name, (variables, cure) in PLACES.items():
+    for name, (variables, needed, cure) in PLACES.items():
         here = [v for v in variables if environment.get(v) or environment.get(SAME.get(v, ''))]
         missing = [v for v in variables if v not in here]
         if not here:
             continue
         if missing:
             value = f'{", ".join(here)} set, {", ".join(missing)} missing'
-            found.append(Finding(name, value, 'bad', cure))
+            bad = set(missing) & set(needed)
+            level, cure = ('bad', cure) if bad else ('warn', ALONE + cure)
+            found.append(Finding(name, value, level, cure))
             continue
         found.append(_place(name, environment))
     return found

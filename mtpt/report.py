@@ -9,7 +9,6 @@ metrics is an error.
 import dataclasses
 import datetime
 import json
-import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mtpt import charts, scores
+from mtpt import charts, log, scores
 from mtpt.config import UserError
 
 OPEN_TASKS = 150  # more tasks than this are shown folded, family by family
+ABOUT = ('name', 'command', 'config', 'versions', 'parameters', 'devices', 'started')
 SMALL = 60  # points of a small curve
 
 
@@ -31,7 +31,6 @@ class Run:
     folder: pathlib.Path
     about: dict[str, Any]
     curves: dict[str, charts.Curve]
-    seconds: float
     tasks: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     unread: list[str]
@@ -59,10 +58,10 @@ def read(workdir: str | pathlib.Path) -> Run:
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         raise UserError(f'no folder {str(folder)!r}; --workdir takes the folder of a run')
-    path, unread = folder / 'metrics.jsonl', []
-    lines = list(_lines(path, unread)) if path.is_file() else []
-    curves, seconds = _curves(lines)
+    unread: list[str] = []
+    curves = _curves(log.read_metrics(folder))
     if not curves:
+        path = folder / 'metrics.jsonl'
         raise UserError(f'{path} holds no metrics yet; a report needs a run that has logged a step')
     about = _json(folder / 'config.json', dict, unread)
     tasks = [t for t in _json(folder / 'tasks.json', list, unread) if isinstance(t, dict)]
@@ -78,7 +77,7 @@ def read(workdir: str | pathlib.Path) -> Run:
             evaluations.append(dict(found, step=int(found.get('step') or 0), rows=rows))
         elif found:
             unread.append(f'{path.name} holds no rows')
-    return Run(folder, about, curves, seconds, tasks, evaluations, unread)
+    return Run(folder, about, curves, tasks, evaluations, unread)
 
 
 def page(run: Run) -> str:
@@ -97,7 +96,7 @@ def page(run: Run) -> str:
     judged = [scores.scored(group) for group in scores.grouped(run.evaluations)]
     return environment.get_template('report.html.j2').render(
         run=run,
-        about=run.about,
+        about=dict.fromkeys(ABOUT) | run.about,
         name=run.about.get('name') or run.folder.resolve().name,
         facts=facts(run, families),
         learning=learning_curves(run.curves),
@@ -106,7 +105,7 @@ def page(run: Run) -> str:
         task_count=sum(len(f['tasks']) for f in families),
         multiples=multiples(run, families),
         scores=judged,
-        lost=sum(v for _, v in run.curves.get('train/skipped', ()) if math.isfinite(v)),
+        lost=sum(value for _, value in run.curves.get('train/skipped', ())),
         open_tasks=OPEN_TASKS,
     )
 
@@ -114,40 +113,28 @@ def page(run: Run) -> str:
 # What the files say.
 
 
-def _lines(path, unread):
-    broken = 0
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            broken += bool(line.strip())
-            continue
-        if isinstance(found, dict) and charts.number(found.get('step')) is not None:
-            yield found
-    if broken:
-        unread.append(f'{broken} cut line{"s" if broken > 1 else ""} of metrics.jsonl')
-
-
-def _curves(lines: Iterable[dict]) -> tuple[dict[str, charts.Curve], float]:
-    """Points by step for each metric, and the seconds spent; a resumed run redoes its last steps."""
-    points: dict[str, dict[int, float]] = {}
-    newest, seconds, before = -1, 0.0, 0.0
+def _curves(lines: Iterable[dict]) -> dict[str, charts.Curve]:
+    """The points of each metric by step; what was not finite is no point."""
+    curves: dict[str, charts.Curve] = {}
     for line in lines:
-        step = int(line['step'])
-        if 'train/loss' in line:
-            if step <= newest:
-                for curve in points.values():
-                    for late in [s for s in curve if s >= step]:
-                        del curve[late]
-            newest = step
-        elapsed = charts.number(line.get('time/elapsed'))
-        if elapsed is not None:
-            seconds += elapsed - before if elapsed >= before else elapsed
-            before = elapsed
         for key, value in line.items():
-            if key != 'step' and isinstance(value, (int, float)) and not isinstance(value, bool):
-                points.setdefault(key, {})[step] = float(value)
-    return {key: sorted(curve.items()) for key, curve in points.items() if curve}, seconds
+            if key != 'step' and charts.number(value) is not None:
+                curves.setdefault(key, []).append((line['step'], float(value)))
+    return curves
+
+
+def seconds(curves: dict[str, charts.Curve]) -> float:
+    """How long a run has trained: by its clock, which starts again on resuming, or by its steps."""
+    spent, before = 0.0, 0.0
+    if 'time/elapsed' in curves:
+        for _, now in curves['time/elapsed']:
+            spent += now - before if now >= before else now
+            before = now
+        return spent
+    for step, each in curves.get('time/step', ()):
+        spent += (step - before) * each
+        before = step
+    return spent
 
 
 def _json(path, kind, unread):
@@ -170,11 +157,14 @@ def facts(run: Run, families: list[dict]) -> list[tuple[str, str]]:
     """The few numbers under the title: (number, what it is)."""
     steps = max(curve[-1][0] for curve in run.curves.values())
     found = [(whole(steps), 'steps')]
-    tokens = sum(t['tokens'] or 0 for family in families for t in family['tasks'])
+    sides = [run.curves.get(f'train/{side}', ()) for side in ('tokens', 'encoder_tokens')]
+    tokens = sum(value for side in sides for _, value in side)
+    if not all(sides):
+        tokens = sum(t['tokens'] or 0 for family in families for t in family['tasks'])
     if tokens:
         found.append((charts.short(tokens), 'tokens seen'))
-    if run.seconds:
-        found.append(duration(run.seconds))
+    if spent := seconds(run.curves):
+        found.append(duration(spent))
     if charts.number(run.about.get('parameters')):
         found.append((charts.short(run.about['parameters']), 'parameters'))
     trained = sum(t['status'] != 'skipped' for family in families for t in family['tasks'])
@@ -210,7 +200,8 @@ def learning_curves(curves: dict[str, charts.Curve]) -> list[dict]:
 
 def task_table(run: Run) -> list[dict]:
     """Families with their tasks and shares: what was asked for beside what was drawn."""
-    told = run.tasks or [{'name': name} for name in _logged_tasks(run.curves)]
+    told = [t for t in run.tasks if t.get('status') != 'unused']
+    told = told or [{'name': name} for name in _logged_tasks(run.curves)]
     rows = []
     for task in told:
         name = str(task.get('name', ''))
@@ -274,7 +265,8 @@ def multiples(run: Run, families: list[dict]) -> list[dict]:
         for task in family['tasks']:
             lines = charts.small(pairs[task['name']], last, top)
             if lines:
-                cells.append(dict(lines, name=task['name']))
+                label = task['name'].removeprefix(f'{family["name"]}_')
+                cells.append(dict(lines, name=task['name'], label=label or task['name']))
         if cells:
             found.append(dict(name=family['name'], cells=cells, top=top, steps=last))
     return found
@@ -300,6 +292,8 @@ def whole(value: float | None) -> str:
 
 def plain(value: Any) -> str:
     """A setting as a person would write it in a config file."""
+    if isinstance(value, list) and not any(isinstance(v, (list, dict)) for v in value):
+        return ', '.join(map(plain, value)) or 'none'
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -39,10 +39,10 @@ def sweep(config: str, overrides: list[str], over: list[str], seeds: int, workdi
         raise UserError(f'--seeds={seeds} makes no run; choose 1 or more')
     for setting, seed in itertools.product(grid, range(seeds)):
         words = [*overrides, *(f'--config.{key}={value}' for key, value in setting)]
-        words.append(f'--config.seed={seed}')
+        words.append(f'--config.train.seed={seed}')
         run = flags.load(config, words)  # a mistyped key ends the sweep before the first run
         folder = _folder(root, setting, seed)
-        if not finished(folder, run.steps):
+        if not finished(folder, run.train.steps):
             _run(config, words, folder, shared=root / 'cache' / run.data.mixture, run=run)
     result = compare(root, grid, seeds)
     (root / 'sweep.json').write_text(json.dumps(result, indent=1))

@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A line of the examination: `ok`, `warn` (a run works, maybe not as meant) or `bad` (it fails)."""
+    """A line of the examination: `ok`, `warn` (a run works, perhaps oddly), `bad` (it fails)."""
 
     name: str
     value: str
@@ -23,7 +23,7 @@ class Finding:
 
 
 def installed() -> dict[str, str]:
-    """The version of every installed distribution, by canonical name; the first on the path counts."""
+    """The version of every distribution, by canonical name; the first on the path counts."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata['Name']

@@ -1,9 +1,9 @@
-"""Text to token ids and back: SentencePiece or bytes, with sentinels and mode tokens; no TensorFlow.
+"""Text to token ids and back: SentencePiece or bytes, with sentinels and mode tokens.
 
-Every vocabulary has the same frame: pad 0, end of sequence 1, unknown 2, the pieces of its model, then 100
-sentinels counting down (`<extra_id_0>` has the highest id of the hundred, as T5 has it), then UL2's three
-mode tokens. T5's own model keeps its ids: 32,000 pieces, sentinels 32,000 to 32,099, modes in three of the
-spare rows below its padded size of 32,128.
+Every vocabulary has the same frame: pad 0, end of sequence 1, unknown 2, the pieces of its model,
+then 100 sentinels counting down (`<extra_id_0>` has the highest id of the hundred, as T5 has it),
+then UL2's three mode tokens. T5's own model keeps its ids: 32,000 pieces, sentinels 32,000 to
+32,099, modes in three of the spare rows below its padded size of 32,128.
 """
 
 import functools
@@ -29,8 +29,10 @@ _SPECIAL = re.compile('(<extra_id_[0-9]{1,2}>|' + '|'.join(map(re.escape, MODES)
 class Vocabulary:
     """What every vocabulary can do; `SentencePiece` and `Bytes` fill in the pieces.
 
-    Fields: `kind`, `pieces` (ids below the sentinels), `size` (all ids), `padded_size` (rows of an embedding
-    table), `modes` (mode token to id), `fingerprint` (equal exactly when two vocabularies give equal ids).
+    Fields: `kind`, `pieces` (ids below the sentinels), `size` (all ids), `padded_size` (rows of an
+      embedding
+    table), `modes` (mode token to id), `fingerprint` (equal exactly when two vocabularies give
+    equal ids).
     """
 
     kind = ''
@@ -58,8 +60,8 @@ class Vocabulary:
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Ids of a text, without end of sequence.
 
-        Data is encoded as plain text. With `specials`, for prompts typed by hand, `<extra_id_0>` and `[NLU]`
-        stand for their tokens, and the spaces around them go.
+        Data is encoded as plain text. With `specials`, for prompts typed by hand, `<extra_id_0>`
+        and `[NLU]` stand for their tokens, and the spaces around them go.
         """
         if specials:
             parts = (part.strip() for part in _SPECIAL.split(text))
@@ -76,7 +78,7 @@ class Vocabulary:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids: stops at the end of sequence, drops padding, names sentinels and modes."""
+        """The text of some ids: stops at EOS, drops padding, names sentinels and modes."""
         ids = itertools.takewhile(lambda i: i != EOS, map(int, ids))
         runs = itertools.groupby((i for i in ids if i != PAD), key=lambda i: i >= self.pieces)
         parts = []
@@ -127,7 +129,8 @@ class SentencePiece(Vocabulary):
     """A SentencePiece model with pad 0, end of sequence 1 and unknown 2.
 
     Raises:
-      UserError: no such file, no SentencePiece model in it, or a model with other ids for these three.
+      UserError: no such file, no SentencePiece model in it, or a model with other ids for these
+        three.
     """
 
     kind = 'sentencepiece'
@@ -188,7 +191,7 @@ class Bytes(Vocabulary):
 
 
 def open_vocabulary(name: str | pathlib.Path | Vocabulary) -> Vocabulary:
-    """Opens a vocabulary once for all: 'builtin', 'bytes', a `.model` file or a folder that `save` wrote.
+    """Opens a vocabulary: 'builtin', 'bytes', a `.model` file or a folder that `save` wrote.
 
     Raises:
       UserError: there is none at that place.
@@ -242,11 +245,13 @@ def train(
     split_digits: bool = False,
     normalization: str = 'nmt_nfkc',
 ) -> SentencePiece:
-    """Trains a unigram SentencePiece model (Kudo, 1804.10959) with byte fallback and writes it to `path`.
+    """Trains a unigram SentencePiece model (Kudo, 1804.10959) with byte fallback into `path`.
 
-    Deterministic: the same texts in the same order give the same file. The model has at most `size` pieces,
-    fewer where the texts do not hold as many. `user_symbols` become one piece each wherever they stand, with
-    `▁` for the space before a word. `nmt_nfkc` (T5's) folds white space: line breaks become spaces.
+    Deterministic: the same texts in the same order give the same file. The model has at most `size`
+      pieces,
+    fewer where the texts do not hold as many. `user_symbols` become one piece each wherever they
+    stand, with `▁` for the space before a word. `nmt_nfkc` (T5's) folds white space: line breaks
+    become spaces.
 
     Raises:
       UserError: no text, or a size that the trainer cannot meet.

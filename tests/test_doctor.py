@@ -98,6 +98,12 @@ def test_dependencies_missing_too_old_and_too_new_differ():
     assert found['seqio'].level == 'warn' and 'newer' in found['seqio'].cure
 
 
+def test_what_an_extra_asks_for_is_not_required(monkeypatch):
+    texts = ['jax>=0.1', 'pytest>=8; extra == "test"', 'tomli; python_version < "3"']
+    monkeypatch.setattr(versions, 'requirements', lambda name: texts)
+    assert [r.name for r in versions.declared()] == ['jax']
+
+
 def test_the_declared_requirements_are_found_without_the_extras():
     names = {r.name for r in versions.declared()}
     assert {'jax', 'seqio', 'jinja2'} <= names and 'pytest' not in names
@@ -163,11 +169,14 @@ def test_a_partial_set_of_host_variables_names_the_missing_one():
     assert doctor.distributed({}) == []
     for missing in SLURM:
         (found,) = doctor.distributed({k: v for k, v in SLURM.items() if k != missing})
-        assert found.level == 'bad' and f'{missing} missing' in found.value
+        assert found.level == 'warn' and f'{missing} missing' in found.value
+        assert 'srun' in found.cure
     (found,) = doctor.distributed(SLURM)
     assert found.level == 'ok' and found.value == 'process 1 of 4'
     (found,) = doctor.distributed({'TPU_WORKER_ID': '0'})
     assert 'TPU_WORKER_HOSTNAMES missing' in found.value
+    (found,) = doctor.distributed({'TPU_WORKER_HOSTNAMES': 'a,b'})
+    assert found.level == 'bad' and 'TPU_WORKER_ID missing' in found.value
     either = {'TPU_WORKER_ID': '1', 'TPU_PROCESS_ADDRESSES': 'a:1,b:1'}
     assert doctor.distributed(either)[0].value == 'process 1 of 2'
 

@@ -157,16 +157,26 @@ def test_a_killed_run_is_reported_up_to_its_last_whole_line(tmp_path):
     whole = (folder / 'metrics.jsonl').read_text()
     (folder / 'metrics.jsonl').write_text(whole + '{"step": 11, "train/loss": 0.4')
     assert report.read(folder).curves['train/loss'][-1] == (10, 0.5)
-    assert '1 cut line of metrics.jsonl' in page_of(folder).text
+    assert '10 steps' in page_of(folder).text
 
 
-def test_a_resumed_run_replaces_what_it_did_again_and_adds_up_its_time(tmp_path):
-    steps = [(1, 9.0, 10), (2, 8.0, 20), (3, 7.0, 30), (2, 5.0, 12), (4, 4.0, 24)]
-    lines = [json.dumps({'step': s, 'train/loss': v, 'time/elapsed': t}) for s, v, t in steps]
-    folder = run_folder(tmp_path, **{'metrics.jsonl': '\n'.join(lines)})
-    run = report.read(folder)
-    assert run.curves['train/loss'] == [(1, 9.0), (2, 5.0), (4, 4.0)]
-    assert run.seconds == 30 + 24
+def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path):
+    clock = [(1, 10.0), (2, 20.0), (3, 12.0), (4, 24.0)]  # resumed after step 2
+    assert report.seconds({'time/elapsed': clock}) == 20 + 24
+    assert report.seconds({'time/step': [(10, 0.5), (30, 2.0)]}) == 10 * 0.5 + 20 * 2.0
+
+
+def test_tokens_of_both_sides_are_counted_where_they_were_logged(tmp_path):
+    line = {'train/loss': 1.0, 'train/tokens': 100, 'train/encoder_tokens': 450}
+    lines = [json.dumps(line | {'step': s}) for s in (1, 2)]
+    run_folder(tmp_path, **{'metrics.jsonl': '\n'.join(lines)})
+    assert '1100 tokens seen' in page_of(tmp_path).text
+
+
+def test_tasks_of_an_earlier_table_that_are_no_longer_used_are_left_out(tmp_path):
+    tasks = [dict(name='old', status='unused'), dict(name='a', status='ok', tokens=5)]
+    page = page_of(run_folder(tmp_path, **{'tasks.json': json.dumps(tasks)}))
+    assert 'old' not in page.text.split()
 
 
 def test_a_page_is_made_of_metrics_alone(tmp_path):
@@ -274,6 +284,14 @@ def test_ticks_are_few_round_and_reach_the_top(top):
     ticks = charts.ticks_to(top)
     assert ticks[0] == 0 and ticks[-1] >= top * (1 - 1e-9) and 2 <= len(ticks) <= 5
     assert len({charts.short(t) for t in ticks}) == len(ticks)
+
+
+def test_a_small_chart_is_named_by_what_its_family_does_not_say(tmp_path):
+    lines = json.dumps({'step': 1, 'train/loss': 1.0, 'task/dates_weekday/loss': 1.0})
+    tasks = json.dumps([dict(name='dates_weekday', family='dates')])
+    run = report.read(run_folder(tmp_path, **{'metrics.jsonl': lines, 'tasks.json': tasks}))
+    ((cell,),) = [f['cells'] for f in report.multiples(run, report.task_table(run))]
+    assert (cell['name'], cell['label']) == ('dates_weekday', 'weekday')
 
 
 def test_a_large_run_folds_its_tasks_and_stays_a_small_file(tmp_path):

@@ -43,8 +43,10 @@ CHARACTERS = {
     'sign': [c for c in MARKS if unicodedata.category(c)[0] in 'SP'],
 }
 KEYWORDS = [w for w in keyword.kwlist if w.islower()]
-FUNCTIONS = 'abs all any ascii bin bool chr dict dir enumerate eval filter float hex id int iter len list map max '
-FUNCTIONS += 'min next open ord pow print range repr round set slice sorted str sum super tuple type vars zip'
+FUNCTIONS = (
+    'abs all any ascii bin bool chr dict dir enumerate eval filter float hex id int iter len list map '
+    'max min next open ord pow print range repr round set slice sorted str sum super tuple type vars zip'
+).split()
 OPERATORS = {
     '+': operator.add,
     '-': operator.sub,
@@ -119,7 +121,7 @@ keyword_or_function = code(
     'keyword_or_function',
     'kind',
     'Python word',
-    {w: 'keyword' for w in KEYWORDS} | {w: 'function' for w in FUNCTIONS.split()},
+    {w: 'keyword' for w in KEYWORDS} | {w: 'function' for w in FUNCTIONS},
     ['keyword', 'function'],
     True,
 )
@@ -130,5 +132,5 @@ operator_name = code(
     {sign: function.__name__.strip('_') for sign, function in OPERATORS.items()},
 )
 
-assert all(hasattr(builtins, w) for w in FUNCTIONS.split())
+assert all(hasattr(builtins, w) for w in FUNCTIONS)
 TASKS = recipes(globals())

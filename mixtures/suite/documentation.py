@@ -1,7 +1,7 @@
-"""Raw text: the English documentation that ships inside Python, read from source files and run by none.
+"""Raw text: the English documentation that ships inside Python, read and never run.
 
-Paragraphs of the docstrings of the standard library (by `ast`) and of `pydoc_data.topics`. The text follows
-the Python that runs; paragraphs are split by a hash of their words.
+Paragraphs of the docstrings of the standard library (by `ast`) and of `pydoc_data.topics`. The text
+is that of the Python that runs; paragraphs are split by a hash of their words.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""New tasks, never trained on: skills of the suite put together in another way, in families of their own.
+"""New tasks, never trained on: skills of the suite put together otherwise, in their own families.
 
 finding   selection among kinds that training names and never selects
 relating  reading through relations that training uses in other sentences

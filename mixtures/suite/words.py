@@ -1,16 +1,32 @@
-"""The words of the suite. Each is one piece of the built-in vocabulary, as is every number from 0 to 99."""
+"""The words of the suite: each is one piece of the built-in vocabulary, as is every number to 99."""
 
 KINDS = {
     'animal': 'cat dog horse cow pig sheep goat fox bear lion wolf duck mouse frog'.split(),
-    'fruit': 'apple pear peach plum grape lemon cherry banana melon mango fig kiwi papaya apricot'.split(),
-    'tool': 'hammer saw drill shovel rake axe wrench pliers chisel ladder brush needle scissors knife'.split(),
-    'garment': 'shirt coat hat shoe sock glove scarf belt skirt dress jacket boot cap sweater'.split(),
+    'fruit': (
+        'apple pear peach plum grape lemon cherry banana melon mango fig kiwi papaya apricot'
+    ).split(),
+    'tool': (
+        'hammer saw drill shovel rake axe wrench pliers chisel ladder brush needle scissors knife'
+    ).split(),
+    'garment': (
+        'shirt coat hat shoe sock glove scarf belt skirt dress jacket boot cap sweater'
+    ).split(),
     'food': 'bread cheese rice soup egg butter cake honey pasta salad sugar corn pie jam'.split(),
     'vehicle': 'car bus train boat ship truck bike plane tram van taxi canoe wagon sled'.split(),
-    'instrument': 'piano violin drum flute guitar harp horn cello trumpet organ banjo tuba oboe bell'.split(),
-    'furniture': 'table chair sofa bed desk shelf bench stool couch cabinet cupboard wardrobe cradle dresser'.split(),
-    'job': 'baker nurse farmer teacher pilot doctor sailor judge writer painter cook barber singer actor'.split(),
-    'place': 'park school church office market garden kitchen library bank farm hotel museum station beach'.split(),
+    'instrument': (
+        'piano violin drum flute guitar harp horn cello trumpet organ banjo tuba oboe bell'
+    ).split(),
+    'furniture': (
+        'table chair sofa bed desk shelf bench stool couch cabinet cupboard wardrobe cradle dresser'
+    ).split(),
+    'job': (
+        'baker nurse farmer teacher pilot doctor sailor judge writer painter cook barber '
+        'singer actor'
+    ).split(),
+    'place': (
+        'park school church office market garden kitchen library bank farm hotel museum '
+        'station beach'
+    ).split(),
     'color': 'red blue green yellow black white brown pink purple gray orange silver'.split(),
 }
 KIND_OF = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
@@ -24,17 +40,18 @@ NAMES = WOMEN + MEN
 
 OPPOSITES = dict(
     pair.split('-')
-    for pair in 'hot-cold big-small fast-slow old-young hard-soft wet-dry rich-poor high-low light-heavy '
-    'long-short loud-quiet clean-dirty full-empty open-closed early-late near-far thick-thin '
+    for pair in 'hot-cold big-small fast-slow old-young hard-soft wet-dry rich-poor high-low '
+    'light-heavy long-short loud-quiet clean-dirty full-empty open-closed early-late near-far thick-thin '
     'strong-weak bright-dark happy-sad'.split()
 )
 OPPOSITES |= {right: left for left, right in OPPOSITES.items()}
 
 PAST = dict(
     pair.split('-')
-    for pair in 'walk-walked talk-talked jump-jumped play-played help-helped call-called clean-cleaned '
-    'open-opened cook-cooked paint-painted watch-watched wash-washed go-went see-saw eat-ate run-ran '
-    'sing-sang write-wrote give-gave take-took find-found buy-bought sell-sold come-came'.split()
+    for pair in 'walk-walked talk-talked jump-jumped play-played help-helped call-called '
+    'clean-cleaned open-opened cook-cooked paint-painted watch-watched wash-washed go-went see-saw '
+    'eat-ate run-ran sing-sang write-wrote give-gave take-took find-found buy-bought sell-sold '
+    'come-came'.split()
 )
 IRREGULAR_PLURALS = dict(
     mouse='mice', foot='feet', shelf='shelves', scarf='scarves', knife='knives'

@@ -70,6 +70,7 @@ class TaskEntry:
     splits: dict[str, Split] = dataclasses.field(default_factory=dict)
     status: str = 'ok'
     reason: str = ''
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ExamSet:
 
 @dataclasses.dataclass(frozen=True)
 class ExamEntry:
-    """Where an evaluation set lies, and what it is."""
+    """Where an evaluation set lies, and what it is; `reason` says why it was skipped, if so."""
 
     name: str
     split: str
@@ -104,7 +105,8 @@ class ExamEntry:
     kind: str
     held_out_prompt: bool = False
     mixtures: tuple[str, ...] = ()
-    source: str = ''
+    fingerprint: str = ''
+    reason: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +143,11 @@ class Manifest:
     def skipped(self) -> list[TaskEntry]:
         """The tasks that `on_broken='skip'` left out, each with its reason."""
         return [t for t in self.tasks if t.status == 'skipped']
+
+    @property
+    def skipped_exams(self) -> list[ExamEntry]:
+        """The evaluation sets that `on_broken='skip'` left out, each with its reason."""
+        return [e for e in self.exams if e.reason]
 
     @property
     def symbols(self) -> Symbols:
@@ -183,19 +190,23 @@ class Manifest:
         names: Iterable[str] | None = None,
         limit: int | None = None,
     ) -> list[ExamSet]:
-        """Reads evaluation sets of a split, all of them or those named; `limit` takes the first
-        items.
+        """Reads evaluation sets of a split, all or those named; `limit` takes the first items.
 
-        Raises: UserError: a set that was not cached (the message lists those that were), or a
-          broken file.
+        Raises:
+          UserError: a set that was not cached (the message lists those that were) or was skipped,
+            or a broken file.
         """
         entries = {e.name: e for e in self.exams if e.split == split}
-        wanted = list(entries) if names is None else list(names)
+        if names is None:
+            return [self._exam(entry, limit) for entry in entries.values() if not entry.reason]
+        wanted = list(names)
         for name in wanted:
             if name not in entries:
                 raise UserError(
                     f'no evaluation set {name!r} of split {split!r}; {nearest(name, entries)}'
                 )
+            if entries[name].reason:
+                raise UserError(f'evaluation set {name!r} was skipped: {entries[name].reason}')
         return [self._exam(entries[name], limit) for name in wanted]
 
     def _exam(self, entry: ExamEntry, limit: int | None) -> ExamSet:
@@ -264,15 +275,17 @@ def read(folder: str | os.PathLike) -> Manifest:
 
 
 def _task(tree: dict[str, Any]) -> TaskEntry:
-    splits = {
-        name: Split(**{**split, 'shards': tuple(Shard(**s) for s in split['shards'])})
-        for name, split in tree.pop('splits').items()
-    }
+    splits = {name: split_of(split) for name, split in tree.pop('splits').items()}
     return TaskEntry(splits=splits, **tree)
 
 
+def split_of(tree: dict[str, Any]) -> Split:
+    """A split from its JSON form."""
+    return Split(**{**tree, 'shards': tuple(Shard(**shard) for shard in tree['shards'])})
+
+
 def numbered(old: Iterable[TaskEntry], new: Iterable[TaskEntry]) -> tuple[TaskEntry, ...]:
-    """Joins two tables: old tasks keep their ids, new ones follow; one only in `old` is 'unused'."""
+    """Joins two tables: old tasks keep their ids, new ones follow; others are 'unused'."""
     old, new = {t.name: t for t in old}, {t.name: t for t in new}
     top = max((t.id for t in old.values()), default=0)
     table = []

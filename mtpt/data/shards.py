@@ -6,6 +6,7 @@ key. Text is cut into pieces as long as the objective asks for, and corrupted as
 K examples read at once  N pieces of text  L tokens of a piece
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +28,8 @@ PARTS = dict(pairs=('tokens', 'index', 'examples'), text=('tokens',))
 def load(manifest: Manifest, shard: Shard, kind: str) -> tuple[np.ndarray, ...]:
     """Maps a shard's arrays into memory.
 
-    Raises: UserError: a file is missing, outside the cache's folder, cut short or not what the
-      manifest says.
+    Raises:
+      UserError: a file is missing, outside the folder, cut short or not what the manifest says.
     """
     arrays = []
     for part in PARTS[kind]:
@@ -48,6 +49,24 @@ def load(manifest: Manifest, shard: Shard, kind: str) -> tuple[np.ndarray, ...]:
         place = manifest.file(f'{shard.path}.tokens.npy')
         raise UserError(f'shard {place} is not the one that was written; build the cache again')
     return tuple(arrays)
+
+
+def verify(manifest: Manifest) -> list[str]:
+    """Reads every file of a cache and returns those that are not as they were written."""
+    wrong = []
+    files = [
+        (f'{shard.path}.{part}.npy', expected)
+        for task in manifest.tasks
+        for split in task.splits.values()
+        for shard in split.shards
+        for part, expected in shard.sha256.items()
+    ]
+    files += [(exam.path, exam.sha256) for exam in manifest.exams if not exam.reason]
+    for path, expected in files:
+        place = manifest.file(path)
+        if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != expected:
+            wrong.append(str(place))
+    return wrong
 
 
 def pairs_reader(manifest: Manifest, split: Split) -> tuple[int, Reader]:
@@ -111,26 +130,23 @@ def corrupt(
 
     The padding is taken off, and where inputs do not end with EOS, so is theirs.
     """
-    args = {k: v for k, v in entry.objective_args.items() if k != 'inputs_length'}
     function = choose('objective', entry.objective, OBJECTIVES)
-    inputs, targets = function(tokens_NL, key_N, symbols, **args)
+    inputs, targets = function(tokens_NL, key_N, symbols, **entry.objective_args)
     S_N, T_N = np.count_nonzero(inputs, axis=1).tolist(), np.count_nonzero(targets, axis=1).tolist()
     off = 0 if inputs_eos else 1
     return [(inputs[i, : s - off], targets[i, :t]) for i, (s, t) in enumerate(zip(S_N, T_N))]
 
 
 def lengths(entry: TaskEntry, inputs_length: int) -> tuple[int, int]:
-    """Returns a text task's (tokens, targets) lengths; its own `inputs_length` may be the shorter
-    one.
+    """Returns a text task's (tokens, targets) lengths, for inputs of `inputs_length` tokens.
 
     Raises:
       UserError: the objective does not exist or does not know one of its settings.
     """
-    args = dict(entry.objective_args)
-    length = min(args.pop('inputs_length', inputs_length), inputs_length)
+    args = entry.objective_args
     rule = choose('objective', entry.objective, OBJECTIVE_LENGTHS)
     try:
-        return rule(length, **args)
+        return rule(inputs_length, **args)
     except TypeError as error:
         raise UserError(
             f'task {entry.name!r}: {entry.objective} is given {args}: {error}'
@@ -270,5 +286,6 @@ def check_lengths(entry: TaskEntry, manifest: Manifest, cfg: DataConfig, split: 
     if stats.shortest_targets > T and cfg.long_targets == 'drop':
         raise UserError(
             f'every target of task {entry.name!r} is longer than data.targets_length={T} '
-            f'(the shortest has {stats.shortest_targets} tokens), so that dropping leaves none; raise it or trim'
+            f'(the shortest has {stats.shortest_targets} tokens), so that dropping leaves none; '
+            'raise it or trim'
         )

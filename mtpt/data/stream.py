@@ -58,7 +58,7 @@ class Streamed:
             was = f'of a stream on {then} hosts' if then else 'of a cache'
             raise UserError(
                 f'the saved position is that {was} and this is a stream on {self.hosts}; '
-                'a stream resumes on the same number of hosts only, a cache (data.mode=cached) on any'
+                'a stream resumes on the same number of hosts, a cache (data.mode=cached) on any'
             )
         taken = state['counts'][list(held)].sum(axis=0)
         for task in np.flatnonzero(state['broken']).tolist():
@@ -127,11 +127,11 @@ def stream(
     position: Position | None = None,
     rates: Any = None,
 ) -> Loader:
-    """A loader whose examples come from `open_task(name)`, an endless iterator of (inputs, targets)
-    ids.
+    """A loader over `open_task(name)`, an endless iterator of (inputs, targets) ids.
 
-    Raises: UserError: while drawing, with `on_broken='fail'`, when a task cannot be opened or read;
-      with 'skip' the task is left out from there on, in the position and in `problems`.
+    Raises:
+      UserError: while drawing, with `on_broken='fail'`, when a task cannot be opened or read; with
+        'skip' the task is left out from there on, in the position and in `problems`.
     """
     source = Streamed(manifest, cfg, open_task, host, hosts)
     return Loader(manifest, cfg, seed, host, hosts, position, rates, source)

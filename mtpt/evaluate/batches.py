@@ -22,7 +22,7 @@ WORTH_COMPILING = 65_536
 
 
 def rounded(length: int, least: int, steps: int = 1) -> int:
-    """The smallest multiple of `least` by a power of two that holds `length`, in `steps` between."""
+    """A length of at least `length` that few others round to: `steps` for each power of two."""
     whole = least * 2 ** max(0, math.ceil(math.log2(max(length, 1) / least)))
     part = whole // (2 * steps)
     return whole if whole == least else max(length, -(-length // part) * part)
@@ -62,14 +62,6 @@ def grouped(
                 groups[host] += groups.pop(shape)
                 rows[host] += rows.pop(shape)
     return {shape: sorted(items) for shape, items in groups.items()}
-
-
-def padded(rows: Iterable[Sequence[int]], count: int, length: int) -> np.ndarray:
-    """Stacks token ids into int32 [count, length], zeros behind."""
-    out = np.zeros((count, length), np.int32)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
 
 
 def mesh_of(params: Any) -> jax.sharding.Mesh:

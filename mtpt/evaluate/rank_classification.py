@@ -143,10 +143,10 @@ def _batches(inputs, choices, batch_tokens, n, V) -> Iterator[tuple[list, tuple]
             for i in items
             for first in range(0, len(choices[i]), most)
         ]
-        # Examples of few and of many choices are mixed, so that each batch has the same need of rows.
+        # Examples of few and of many choices are mixed: each batch needs as many rows as the next.
         np.random.default_rng(0).shuffle(parts)
-        sixteenth = max(1, Q // 16)
-        B = min(Q, -(-len(parts) * Q // (needed * sixteenth)) * sixteenth)
+        eighth = max(1, Q // 8)
+        B = min(Q, -(-len(parts) * Q // (needed * eighth)) * eighth)
         bins = list(_bins(parts, B, Q))
         for start in range(0, len(bins), n):
             yield _batch(bins[start : start + n], inputs, choices, (n, B, Q, S, T))

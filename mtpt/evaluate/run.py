@@ -7,6 +7,7 @@ which show a collapse.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -287,7 +288,8 @@ def write(path: str | os.PathLike, text: str) -> None:
         half.write_text(text, encoding='utf-8')
         os.replace(half, path)
     except OSError as error:
-        half.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            half.unlink()
         raise UserError(
             f'cannot write {path}: {error.strerror}; make room or choose another folder'
         ) from error

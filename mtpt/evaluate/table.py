@@ -24,8 +24,9 @@ def summarise(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         `median`, `std`, `min` and `max` over prompts; `low` and `high` are the means of the
         prompts' bounds, as prompts share their examples; chance, majority and empty are means.
       macro: a dict for each metric over all tasks, each kind and each family (`over` and `name`):
-        the mean over tasks as `value`, `low` and `high` from a bootstrap over tasks, `gain` =
-        value - chance with gain_low and gain_high, and the means of chance, majority and empty.
+        the mean over tasks as `value`, `low` and `high` from a bootstrap over tasks (of one task:
+        its own), `gain` = value - chance with gain_low and gain_high, and the means of chance,
+        majority and empty.
     """
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -60,6 +61,9 @@ def _macro(key, tasks):
     pairs = {f'{t["task"]} {t["kind"]}': [(t['value'], t['chance'])] for t in tasks}
     result = across_seeds({0: pairs})
     del result['seeds']
+    if len(tasks) == 1:  # of one task there is nothing to draw but its examples
+        low, high, chance = (tasks[0][bound] for bound in ('low', 'high', 'chance'))
+        result |= dict(low=low, high=high, gain_low=low - chance, gain_high=high - chance)
     return dict(over=over, name=name, metric=metric, **result, **_means(tasks, 'majority', 'empty'))
 
 
@@ -145,4 +149,4 @@ def _said(row):
     """The most frequent answer of the model: a collapse reads 'yes 97 %'."""
     label, share = next(iter(row['label_shares'].items()))
     label = label if len(label) <= 20 else label[:19] + '…'
-    return f'{label} {share:.0%}'
+    return f'{label or "(nothing)"} {share:.0%}'

@@ -1,46 +1,51 @@
 """What the model learns from; the only package with SeqIO and TensorFlow.
 
-Names are loaded when first asked for: `Prompt` and the sources need neither SeqIO nor TensorFlow,
+Names are loaded when first asked for: prompts and sources need neither SeqIO nor TensorFlow;
 `task`, `mixture` and the readers import both.
 """
 
 import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
-_PLACES = {
-    'prompts': ('Prompt', 'Rendered', 'clean_name', 'render'),
-    'sources': ('Source', 'csv', 'function', 'jsonl', 'parquet', 'text', 'tfds'),
-    'families': ('FAMILIES', 'canonical_dataset', 'canonical_family'),
-    'mixing': ('MIXING',),
-    'register': (
-        'Member',
-        'bind_objectives',
-        'card_of',
-        'exam_info',
-        'exam_names',
-        'find',
-        'inputs_eos',
-        'member_names',
-        'members',
-        'mixture',
-        'mixture_names',
-        'task',
-        'task_names',
-        'text_task',
-    ),
-    'read': ('check', 'document_stream', 'documents', 'exams', 'show', 'stream', 'training_examples'),
-}
-_HOMES = {name: module for module, names in _PLACES.items() for name in names}
-
-__all__ = sorted(_HOMES)
+OBJECTIVES: dict[str, Callable[..., Any]] = {}
+OBJECTIVE_LENGTHS: dict[str, Callable[..., tuple[int, int]]] = {}
 
 
-def __getattr__(name):
-    if name not in _HOMES:
+def bind_objectives(
+    objectives: Mapping[str, Callable[..., Any]],
+    lengths: Mapping[str, Callable[..., tuple[int, int]]],
+) -> None:
+    """Lends the objectives of `mtpt.data.objectives` to SeqIO Tasks of raw text.
+
+    The two packages do not import each other; whoever imports both calls this once. Only SeqIO's
+    own loading of raw text needs it: mtpt reads documents and lets the loader corrupt them.
+    """
+    OBJECTIVES.update(objectives)
+    OBJECTIVE_LENGTHS.update(lengths)
+
+
+_HOMES = dict(
+    prompts='Prompt Rendered clean_name render',
+    sources='Source csv function jsonl parquet text tfds',
+    families='FAMILIES canonical_dataset canonical_family',
+    mixing='MIXING',
+    register='mixture task text_task',
+    catalogue='Member card_of exam_info exam_names find inputs_eos member_names members mixture_names '
+    'task_names',
+    read='document_stream documents exams stream training_examples',
+    probe='check show',
+)
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = ['OBJECTIVES', 'OBJECTIVE_LENGTHS', 'bind_objectives', *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    found = getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
-    globals()[name] = found
-    return found
+    return getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
 
 
-def __dir__():
-    return sorted([*globals(), *__all__])
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

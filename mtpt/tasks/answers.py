@@ -1,7 +1,7 @@
 """Metric functions for SeqIO's own Evaluator, carried by the Tasks of single prompts.
 
-Our evaluation (mtpt.evaluate) has its own metrics and intervals; these let whoever evaluates with SeqIO
-see numbers too. A target is the list of its references.
+Our evaluation (mtpt.evaluate) has its own metrics and intervals; these let whoever evaluates with
+SeqIO see numbers too. A target is the list of its references.
 """
 
 import collections
@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 References = Sequence[Sequence[str]]
 
 
-def _best(score: Callable[[str, str], float], targets: References, predictions: Sequence[str]) -> float:
+def _best(
+    score: Callable[[str, str], float], targets: References, predictions: Sequence[str]
+) -> float:
     """Mean over examples of the score beside the reference that suits best."""
     pairs = list(zip(targets, predictions))
-    best = [max(score(reference.strip(), said.strip()) for reference in refs) for refs, said in pairs]
+    best = [
+        max(score(reference.strip(), said.strip()) for reference in refs) for refs, said in pairs
+    ]
     return sum(best) / max(len(best), 1)
 
 

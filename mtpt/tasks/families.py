@@ -1,7 +1,8 @@
 """Canonical names of task families and of source data sets.
 
-A run holds out families and data sets by name, so one thing may have one name only: names are lower case
-with `_` between words, and the synonyms in use here are folded into one. Unknown names are welcome.
+A run holds out families and data sets by name, so one thing may have one name only: names are lower
+case with `_` between words, and the synonyms in use here are folded into one. Unknown names are
+welcome.
 """
 
 import re

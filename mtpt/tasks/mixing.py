@@ -1,6 +1,7 @@
 """Mixing rules: from the sizes of the members of a mixture to the share of each in the draws.
 
-A rule is a function of a list of entries (and of its own settings) that returns shares adding up to one.
+A rule is a function of a list of entries (and of its own settings) that returns shares adding up to
+one.
 """
 
 import inspect
@@ -13,7 +14,8 @@ from mtpt.config import UserError, choose, nearest
 class Entry(NamedTuple):
     """A member of a mixture, as a rule sees it.
 
-    Fields: `size`, its examples before any prompt; `templates`, the training prompts of its data set;
+    Fields: `size`, its examples before any prompt; `templates`, the training prompts of its data
+      set;
     `self_supervised`; `drawn`, how many of these prompts the member draws from (None: all).
     """
 
@@ -32,12 +34,12 @@ def equal(entries: Sequence[Entry]) -> list[float]:
 
 
 def proportional(entries: Sequence[Entry], cap: float | None = 2**19) -> list[float]:
-    """Examples-proportional mixing with a cap K: min(e, K), normalised (Raffel et al. 2020, 3.5.2)."""
+    """Examples-proportional mixing with a cap: min(e, K) (Raffel et al. 2020, section 3.5.2)."""
     return _shares([_capped(entry.size, cap) for entry in entries])
 
 
 def temperature(entries: Sequence[Entry], T: float, cap: float | None = 2**21) -> list[float]:
-    """Temperature-scaled mixing: min(e, K) to the power 1/T, normalised (Raffel et al. 2020, 3.5.2).
+    """Temperature-scaled mixing: min(e, K) ** (1/T), normalised (Raffel et al. 2020, 3.5.2).
 
     T=1 is `proportional`; the larger T, the closer to `equal`.
     """
@@ -47,10 +49,10 @@ def temperature(entries: Sequence[Entry], T: float, cap: float | None = 2**21) -
 
 
 def t0(entries: Sequence[Entry], cap: int = 500_000) -> list[float]:
-    """T0's cap per template (Sanh et al. 2021): a data set above the cap shares it among its templates.
+    """T0's rule (Sanh et al. 2021): a large data set shares the cap among its templates.
 
-    A (data set, template) pair weighs `cap // templates` if the data set is larger than `cap`, else as
-    many as the data set has examples; a member that draws from n templates weighs n such pairs.
+    A (data set, template) pair weighs `cap // templates` if the data set is larger than `cap`, else
+    as many as the data set has examples; a member that draws from n templates weighs n such pairs.
     """
 
     def weight(entry):
@@ -63,13 +65,15 @@ def t0(entries: Sequence[Entry], cap: int = 500_000) -> list[float]:
 def ext5(entries: Sequence[Entry], R: float, cap: float | None = 300_000) -> list[float]:
     """ExT5's mixture (Aribandi et al. 2021): R self-supervised draws for each supervised one.
 
-    Supervised members share in proportion to min(e, cap); the self-supervised ones in proportion to their
-    sizes, so that together they weigh R times the sum of the supervised capped rates.
+    Supervised members share in proportion to min(e, cap); the self-supervised ones in proportion to
+    their sizes, so that together they weigh R times the sum of the supervised capped rates.
     """
     supervised = sum(_capped(e.size, cap) for e in entries if not e.self_supervised)
     raw = sum(e.size for e in entries if e.self_supervised)
     if not supervised or not raw:
-        raise UserError('rule ext5 mixes self-supervised tasks with supervised ones; one side is empty')
+        raise UserError(
+            'rule ext5 mixes self-supervised tasks with supervised ones; one side is empty'
+        )
     scale = R * supervised / raw
     return _shares([e.size * scale if e.self_supervised else _capped(e.size, cap) for e in entries])
 
@@ -77,6 +81,10 @@ def ext5(entries: Sequence[Entry], R: float, cap: float | None = 300_000) -> lis
 def shares(rule: str, entries: Sequence[Entry], settings: dict[str, Any]) -> list[float]:
     """The shares that a rule gives."""
     return choose('mixing rule', rule, MIXING)(entries, **settings)
+
+
+# Rules that do without sizes: they also mix tasks without training examples.
+SIZELESS = ('equal',)
 
 
 def check_settings(rule: str, settings: dict[str, Any]) -> None:

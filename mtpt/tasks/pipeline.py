@@ -1,7 +1,8 @@
 """The SeqIO side of a task: what makes ours ordinary Tasks and Mixtures that SeqIO itself can load.
 
-A source arrives as one JSON text an example, so any nesting passes; a NumPy function renders the prompt;
-SeqIO's own preprocessors tokenise and append EOS. Nothing here opens a file before SeqIO asks for data.
+A source arrives as one JSON text an example, so any nesting passes; a NumPy function renders the
+prompt; SeqIO's own preprocessors tokenise and append EOS. Nothing here opens a file before SeqIO
+asks for data.
 """
 
 import dataclasses
@@ -16,16 +17,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from mtpt import tasks
 from mtpt.config import UserError, choose
 from mtpt.tasks.answers import METRIC_FNS
 from mtpt.tasks.prompts import Prompt, Rendered, render
 from mtpt.tasks.sources import Source
 from mtpt.vocabulary import SENTINELS, Vocabulary, open_vocabulary
 
-# Self-supervised objectives by name, and the lengths of each: filled by whoever imports both this package
-# and the one that has them (see `register.bind_objectives`).
-OBJECTIVES: dict[str, Callable[..., Any]] = {}
-OBJECTIVE_LENGTHS: dict[str, Callable[..., tuple[int, int]]] = {}
 DOCUMENTS = 128  # joined before they are cut into pieces, as T5 does
 
 
@@ -73,6 +71,7 @@ class CardMixture(seqio.Mixture):
     def __init__(self, *, definition: Any, shares: Callable[[], dict[str, float]], name, tasks):
         super().__init__(name, [(task, self._rate) for task in tasks])
         self.definition, self._find_shares = definition, shares
+        self.names = tuple(task.name for task in tasks)
 
     @functools.cached_property
     def shares(self) -> dict[str, float]:
@@ -88,9 +87,8 @@ class CardMixture(seqio.Mixture):
             for feature in task.output_features.values():
                 kinds.setdefault(fingerprint(feature.vocabulary), task.name)
         if len(kinds) > 1:
-            raise UserError(
-                f'mixture {self.name!r} holds tasks of several vocabularies: {", ".join(kinds.values())}'
-            )
+            several = ', '.join(kinds.values())
+            raise UserError(f'mixture {self.name!r} holds tasks of several vocabularies: {several}')
 
 
 class LazyVocabulary(seqio.Vocabulary):
@@ -183,7 +181,7 @@ def features(vocabulary: str, inputs_eos: bool | None) -> dict[str, seqio.Featur
 
 
 class JsonSource(seqio.FunctionDataSource):
-    """One of our sources as SeqIO's: each example is one JSON text. Sizes are counted when asked for."""
+    """One of our sources as SeqIO's: each example is one JSON text, sizes are counted on demand."""
 
     def __init__(self, source: Source):
         self.ours = source
@@ -226,7 +224,9 @@ def _references(output: str, example: dict[str, Any] | None = None, is_target: b
     return [bytes(reference).decode() for reference in np.asarray(example['references']).tolist()]
 
 
-def draw_prompt(prompts: tuple[Prompt, ...], example: dict[str, Any], name: str, rng: random.Random):
+def draw_prompt(
+    prompts: tuple[Prompt, ...], example: dict[str, Any], name: str, rng: random.Random
+):
     """Renders under one of the prompts that apply, each equally likely; None where none applies."""
     for prompt in rng.sample(prompts, len(prompts)):
         found = render(prompt, example, name)
@@ -236,7 +236,7 @@ def draw_prompt(prompts: tuple[Prompt, ...], example: dict[str, Any], name: str,
 
 
 def _prompted(dataset: tf.data.Dataset, card: Card, name: str) -> tf.data.Dataset:
-    """Renders each example under a prompt that its seed draws; drops those that no prompt applies to."""
+    """Renders each example under a prompt that its seed draws; drops those that none applies to."""
 
     def draw(text, seed):
         rng = random.Random(f'{seed[0]} {seed[1]}')
@@ -285,7 +285,9 @@ def _corrupted(
     def corrupt(texts, seed):
         symbols.sentinel = vocabulary.ours.sentinel(0)
         documents = [json.loads(text)[card.field] for text in texts.tolist()]
-        tokens = np.concatenate([np.array(ids, np.int32) for ids in vocabulary.ours.encode_many(documents)])
+        tokens = np.concatenate(
+            [np.array(ids, np.int32) for ids in vocabulary.ours.encode_many(documents)]
+        )
         whole = len(tokens) // length * length
         keys = np.random.SeedSequence(seed.tolist()).generate_state(whole // length + 1, np.uint64)
         blocks = [
@@ -321,20 +323,22 @@ def _stacked(blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def bound_objective(card: Card, lengths: dict[str, int] | None, name: str) -> tuple[Callable, int]:
-    """The objective of a text task and the tokens it takes; refuses lengths that would cut its targets."""
-    if not OBJECTIVES:
+    """The objective of a text task and the tokens it takes; refuses to cut its targets."""
+    if not tasks.OBJECTIVES:
         raise UserError(
             f'task {name!r} needs the objective {card.objective!r}, and none is bound here: '
             'import mtpt.mixtures first'
         )
     if not lengths:
-        raise UserError(f'task {name!r} corrupts text to a length: load it with the lengths of its features')
+        raise UserError(
+            f'task {name!r} corrupts text to a length: load it with the lengths of its features'
+        )
     args = dict(card.objective_args)
-    objective = functools.partial(choose('objective', card.objective, OBJECTIVES), **args)
-    tokens, targets = OBJECTIVE_LENGTHS[card.objective](lengths['inputs'], **args)
+    objective = functools.partial(choose('objective', card.objective, tasks.OBJECTIVES), **args)
+    tokens, targets = tasks.OBJECTIVE_LENGTHS[card.objective](lengths['inputs'], **args)
     if targets > lengths['targets']:
         raise UserError(
-            f'task {name!r} writes targets of {targets} tokens for inputs of {lengths["inputs"]}, and '
-            f'the limit is {lengths["targets"]}: set the targets length to {targets}'
+            f'task {name!r} writes targets of {targets} tokens for inputs of {lengths["inputs"]}, '
+            f'and the limit is {lengths["targets"]}: set the targets length to {targets}'
         )
     return objective, tokens

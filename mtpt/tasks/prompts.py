@@ -1,13 +1,14 @@
-"""Prompts: from the fields of an example to the text that a model reads and the text that it writes.
+"""Prompts: from the fields of an example to what a model reads and what it writes.
 
-Templates are Jinja and may come from strangers: they render in a sandbox, a missing field is an error, and
-what a template may compute is bounded. White space at both ends of inputs, targets and choices is dropped;
-inside it stays. `|||` separates: references in targets, options in choices, and inputs from targets in a
-template that holds both. Where it occurs inside the data it does not separate.
+Templates are Jinja and may come from strangers: they render in a sandbox, a missing field is an
+error, and what a template may compute is bounded. White space at both ends of inputs, targets and
+choices is dropped; inside it stays. `|||` separates: references in targets, options in choices, and
+inputs from targets in a template that holds both. Where it occurs inside the data it does not
+separate.
 
-Beyond plain Jinja a template has the filters `choice` (an element drawn by example: always the same one
-for the same example) and `most_frequent` (the list of the commonest elements), the global `zip`, and the
-list `answer_choices`.
+Beyond plain Jinja a template has the filters `choice` (an element drawn by example: always the same
+one for the same example) and `most_frequent` (the list of the commonest elements), the global
+`zip`, and the list `answer_choices`.
 """
 
 import collections
@@ -49,8 +50,8 @@ class Prompt:
       targets: template of what it should write; several references are separated by `|||`, and the
         first one is trained on. None: `inputs` writes both, separated by the first `|||`.
       choices: a tuple of texts; or the name of a field that holds a list (`choices.text` goes
-        deeper); or a template (a text with `{{`, `{%` or `|||`) whose result is split at `|||`; or None,
-        when any answer is allowed.
+        deeper); or a template (a text with `{{`, `{%` or `|||`) whose result is split at `|||`; or
+        None, when any answer is allowed.
     """
 
     name: str
@@ -84,16 +85,16 @@ class Rendered(NamedTuple):
 
 
 def clean_name(text: str) -> str:
-    """A name for a prompt or a task from any text: other characters than letters and digits become `_`."""
+    """A name for a prompt or a task from any text: all but letters and digits becomes `_`."""
     return re.sub(r'\W+', '_', text).strip('_') or 'unnamed'
 
 
 def render(prompt: Prompt, example: Mapping[str, Any], task: str = '') -> Rendered | None:
-    """Renders one example, or gives None where the template does not apply (it writes no inputs or targets).
+    """Renders one example; None where the template does not apply (writes no inputs or targets).
 
     Raises:
-      UserError: a missing field, a target that is not among the choices, a template that fails, computes
-        too much or reaches into Python's insides.
+      UserError: a missing field, a target that is not among the choices, a template that fails,
+        computes too much or reaches into Python's insides.
     """
     where = f'prompt {prompt.name!r}' + (f' of task {task!r}' if task else '')
     room = _Room(example)
@@ -163,7 +164,7 @@ def _write(source: str, fields: dict[str, Any], where: str) -> str:
 
 
 def _write_split(source: str, fields: dict[str, Any], where: str) -> list[str]:
-    """Runs a template and splits what it wrote at `|||`, but not where the bars come from the data."""
+    """Runs a template and splits what it wrote at its own `|||`, not at those of the data."""
     if not _compiled(source).splits:
         return [_write(source, fields, where).strip()]
     fields = {k: v if k == _ROOM else _map_strings(v, _hide) for k, v in fields.items()}
@@ -305,7 +306,7 @@ class _Compiled(NamedTuple):
     splits: bool  # it writes bars of its own
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(source: str) -> _Compiled:
     tree = _ENVIRONMENT.parse(source)
     template = _ENVIRONMENT.from_string(source)
@@ -323,7 +324,7 @@ def _compiled(source: str) -> _Compiled:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parse(source: str, prompt: str) -> None:
     """Refuses at once what could never render: bad syntax, Python's insides, other templates."""
     try:

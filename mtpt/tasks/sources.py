@@ -1,23 +1,19 @@
 """Sources: where the examples of a task come from, as dicts of plain values.
 
-Making a source opens nothing; files are looked for when it is read. `files` is a path (the split is then
-`train`), or a dict from split to a path, a glob or a list of them; `~` and environment variables are
-expanded, and a name that ends in `.gz` is unpacked while it is read.
+Making a source opens nothing; files are looked for when it is read. `files` is a path (the split is
+then `train`), or a dict from split to a path, a glob or a list of them; `~` and environment
+variables are expanded, and a name that ends in `.gz` is unpacked while it is read.
 
-Examples hold what JSON can hold. Other values become: bytes, text (UTF-8; what is no UTF-8 becomes U+FFFD);
-NumPy numbers and arrays, numbers and lists; dates and times, ISO 8601 text; tuples, lists; sets, sorted
-lists; decimals, text. Anything else is an error that names the field.
+Examples hold what JSON can hold; `mtpt.tasks.plain` says what other values become.
 """
 
 import csv as csv_format
 import dataclasses
-import datetime
-import decimal
 import functools
 import glob
 import gzip
 import hashlib
-import io
+import itertools
 import json
 import os
 import zlib
@@ -25,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtpt.config import UserError, nearest
+from mtpt.tasks.plain import plain
 
 Example = dict[str, Any]
 Files = str | os.PathLike | Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]]
@@ -34,8 +31,10 @@ Files = str | os.PathLike | Mapping[str, str | os.PathLike | Sequence[str | os.P
 class Source:
     """A readable set of examples. Two sources are equal when they are made from the same things.
 
-    Fields: `kind`; `splits`; `places`, what each split is read from; `options`; `reader(places of a split,
-    **options)` gives examples; `counter`, the same for their number, where counting is cheaper than reading.
+    Fields: `kind`; `splits`; `places`, what each split is read from; `options`; `reader(places of a
+      split,
+    **options)` gives examples; `counter`, the same for their number, where counting is cheaper than
+    reading.
     """
 
     kind: str
@@ -66,7 +65,7 @@ class Source:
         return self._sizes[split]
 
     def describe(self, hashes: bool = False) -> dict[str, Any]:
-        """Provenance as plain values: kind, options and, per split, files with bytes (and sha256)."""
+        """Provenance as plain values: kind, options and, per split, files with their bytes."""
         options = {k: v for k, v in self.options if isinstance(v, (str, int, float, bool, tuple))}
         splits = {split: self._describe(place, hashes) for split, place in self.places}
         return {'kind': self.kind, **options, 'splits': splits}
@@ -93,8 +92,8 @@ def csv(
 ) -> Source:
     r"""Comma- or otherwise separated values, all of them text.
 
-    The first line names the fields unless `fields` does. For tab-separated files: `delimiter='\t'`, and
-    `quoted=False` where a quotation mark is a character like any other.
+    The first line names the fields unless `fields` does. For tab-separated files: `delimiter='\t'`,
+    and `quoted=False` where a quotation mark is a character like any other.
     """
     options = dict(delimiter=delimiter, fields=tuple(fields) if fields else None, quoted=quoted)
     return Source('csv', _places(files), read_csv, None, tuple(options.items()))
@@ -123,8 +122,9 @@ def tfds(
 ) -> Source:
     """A TensorFlow Datasets set that is already prepared on this machine.
 
-    `name` as in `tfds.load` (`super_glue/boolq:1.0.2`); `splits` may map a split to a TFDS expression, such
-    as `{'train': 'train[:90%]'}`. Nothing is ever downloaded: an unprepared set is an error at once.
+    `name` as in `tfds.load` (`super_glue/boolq:1.0.2`); `splits` may map a split to a TFDS
+    expression, such as `{'train': 'train[:90%]'}`. Nothing is ever downloaded: an unprepared set is
+    an error at once.
     """
     if not isinstance(splits, Mapping):
         splits = {split: split for split in splits}
@@ -137,9 +137,10 @@ def function(
     splits: Sequence[str] = ('train', 'validation'),
     sizes: Mapping[str, int] | None = None,
 ) -> Source:
-    """Examples from a function of the split, called anew for each reading: it must give the same ones.
+    """Examples from a function of the split; called anew for each reading, it gives the same ones.
 
-    `sizes` tells how many there are where it is known beforehand; otherwise they are counted by reading.
+    `sizes` tells how many there are where it is known beforehand; otherwise they are counted by
+    reading.
     """
     if not callable(fn):
         raise UserError(f'a function source takes a function of the split, got {fn!r}')
@@ -173,44 +174,10 @@ def _identity(fn: Any) -> Any:
         inner = _identity(fn.func)
         return inner and (inner, fn.args, tuple(sorted(fn.keywords.items())))
     code = getattr(fn, '__code__', None)
-    if code is None or fn.__closure__:
+    if code is None or fn.__closure__ or hasattr(fn, '__self__'):
         return None
-    return fn.__module__, fn.__qualname__, code.co_code, str(code.co_consts), fn.__defaults__
-
-
-def plain(example: Any, where: str = 'an example') -> Example:
-    """The example with every value as JSON would hold it, by the rule at the top of this file.
-
-    Raises:
-      UserError: it is no dict, or a value has no plain form.
-    """
-    if not isinstance(example, Mapping):
-        raise UserError(f'{where} is {type(example).__name__}, not a dict of fields')
-    return {str(key): _plain(value, where, str(key)) for key, value in example.items()}
-
-
-def _plain(value: Any, where: str, field: str) -> Any:
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, bytes):
-        return value.decode('utf-8', 'replace')
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, where, f'{field}.{k}') for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v, where, field) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_plain(v, where, field) for v in value), key=lambda v: (str(type(v)), v))
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    for base in (str, bool, int, float):  # subclasses, such as enumerations
-        if isinstance(value, base):
-            return base(value)
-    for method in ('to_list', 'tolist', 'item'):  # ragged tensors, NumPy arrays and scalars
-        if hasattr(value, method):
-            return _plain(getattr(value, method)(), where, field)
-    raise UserError(f'{where}: field {field!r} is a {type(value).__name__}, which JSON cannot hold')
+    constants = tuple(c for c in code.co_consts if not hasattr(c, 'co_code'))
+    return fn.__module__, fn.__qualname__, code.co_code, constants, fn.__defaults__
 
 
 def _places(files: Files) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -245,18 +212,26 @@ def paths(patterns: Sequence[str]) -> list[str]:
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     """Yields numbered lines, without their line breaks."""
-    number = 0
     try:
-        with gzip.open(path, 'rb') if path.endswith('.gz') else open(path, 'rb') as file:
-            for number, line in enumerate(file, 1):
-                line = line.decode('utf-8-sig' if number == 1 else 'utf-8')
-                yield number, line.rstrip('\r\n')
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path}, line {number}: not UTF-8 text ({error.reason})') from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f'{path} is damaged after line {number}: {error}') from error
+        file = gzip.open(path, 'rb') if path.endswith('.gz') else open(path, 'rb')
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+    with file:
+        for number in itertools.count(1):
+            line = _line(file, path, number)
+            if line is None:
+                return
+            yield number, line.rstrip('\r\n')
+
+
+def _line(file: Any, path: str, number: int) -> str | None:
+    try:
+        line = file.readline()
+        return line.decode('utf-8-sig' if number == 1 else 'utf-8') if line else None
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}, line {number}: not UTF-8 text ({error.reason})') from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f'{path} is damaged at line {number}: {error}') from error
 
 
 def read_jsonl(patterns: Sequence[str]) -> Iterator[Example]:
@@ -342,9 +317,8 @@ def read_parquet(patterns: Sequence[str], columns: Sequence[str] | None) -> Iter
         file = _parquet(path)
         missing = [name for name in columns or () if name not in file.schema_arrow.names]
         if missing:
-            raise UserError(
-                f'{path} has no column {missing[0]!r}; {nearest(missing[0], file.schema_arrow.names)}'
-            )
+            known = nearest(missing[0], file.schema_arrow.names)
+            raise UserError(f'{path} has no column {missing[0]!r}; {known}')
         for batch in file.iter_batches(batch_size=1024, columns=columns and list(columns)):
             for i, example in enumerate(batch.to_pylist()):
                 yield plain(example, f'{path}, row {i} of a group')
@@ -366,8 +340,9 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     if not builder.is_prepared():
         option = f', data_dir={data_dir!r}' if data_dir else ''
         raise UserError(
-            f'the TFDS set {name!r} is not prepared in {builder.data_dir}; where there is a network, run: '
-            f'python -c "import tensorflow_datasets as t; t.builder({name!r}{option}).download_and_prepare()"'
+            f'the TFDS set {name!r} is not prepared in {builder.data_dir}; on a machine '
+            f'with a network run: python -c "import tensorflow_datasets as tfds; '
+            f'tfds.builder({name!r}{option}).download_and_prepare()"'
         )
     return builder
 
@@ -392,7 +367,7 @@ def count_tfds(split: str, name: str, data_dir: str | None) -> int | None:
 def _file_facts(path: str, hashes: bool) -> dict[str, Any]:
     facts = {'path': path, 'bytes': os.path.getsize(path)}
     if hashes:
-        with io.open(path, 'rb') as file:
+        with open(path, 'rb') as file:
             facts['sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
     return facts
 

@@ -1,6 +1,11 @@
-"""All that training carries from one step to the next."""
+"""All that training carries from one step to the next, and where it begins.
 
-from collections.abc import Callable
+V vocabulary
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import P
 
+from mtpt.checkpoint import Checkpoints
+from mtpt.config import UserError, nearest
 from mtpt.model import encoder_decoder
 from mtpt.train.optimizer import Optimizer
+from mtpt.trees import flatten, unflatten
 
 
 class TrainState(NamedTuple):
@@ -52,3 +60,96 @@ def _maker(model_cfg, tx, init):
         return TrainState(zero, params, tx.init(params), jax.random.fold_in(key, 1), zero)
 
     return make
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """Another run to start from: its folder ('' for none), step (-1: the last), parameters.
+
+    include and exclude are globs over paths, in which `*` crosses slashes; step_offset moves the
+    learning-rate schedule, as if that many steps were done.
+    """
+
+    path: str = ''
+    step: int = -1
+    include: tuple[str, ...] = ('*',)
+    exclude: tuple[str, ...] = ()
+    step_offset: int = 0
+
+
+def init_from(
+    cfg: InitFromConfig,
+    params: Mapping[str, Any],
+    dims: Mapping[str, Any],
+    rows: Mapping[int, int] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Replaces fresh parameters by those of another run.
+
+    Args:
+      params: the fresh parameters, which also say where the others are to lie. dims: the letters of
+      their axes. rows: where the old vocabulary's ids are in the new one; by default they stay and
+      new ones come after. Rows that
+        no old id goes to keep their fresh values.
+
+    Returns:
+      The parameters, and sentences on what was taken, what stayed fresh, and what was left over.
+
+    Raises:
+      UserError: no such run, a pattern that matches nothing, or a shape that does not fit.
+    """
+    source = Checkpoints(cfg.path, read_only=True)
+    stored = flatten(source.load_params(None if cfg.step < 0 else cfg.step))
+    fresh, letters = flatten(params), flatten(dims)
+    for pattern in (*cfg.include, *cfg.exclude):
+        if not fnmatch.filter(stored, pattern):
+            raise UserError(
+                f'init_from: {pattern!r} matches nothing in {cfg.path}; {nearest(pattern, stored)}'
+            )
+    wanted = {p for p in stored if _matches(p, cfg.include) and not _matches(p, cfg.exclude)}
+    taken = sorted(wanted & fresh.keys())
+    if not taken:
+        raise UserError(
+            f'init_from: {cfg.path} has no parameter of this model; it has: {_some(stored)}'
+        )
+    moved = {p: _fitted(p, stored[p], fresh[p], letters[p], rows) for p in taken}
+    placed = {p: jax.device_put(x, fresh[p].sharding) for p, x in moved.items()}
+    notes = [f'{len(taken)} of {len(fresh)} parameters come from {cfg.path}']
+    if fresh.keys() - wanted:
+        notes.append(f'these stay fresh: {_some(fresh.keys() - wanted)}')
+    if stored.keys() - fresh.keys():
+        notes.append(
+            f'these are in {cfg.path} and not in this model: {_some(stored.keys() - fresh.keys())}'
+        )
+    return unflatten(fresh | placed), notes
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _some(paths: Any) -> str:
+    paths = sorted(paths)
+    more = f' and {len(paths) - 8} more' if len(paths) > 8 else ''
+    return ', '.join(paths[:8]) + more
+
+
+def _fitted(
+    path: str, old: np.ndarray, fresh: jax.Array, dims: str, rows: Mapping[int, int] | None
+) -> Any:
+    """An old weight in the new shape, which may differ along the vocabulary."""
+    axis = dims.find('V')
+    others = [
+        size[:axis] + size[axis + 1 :] if axis >= 0 else size for size in (old.shape, fresh.shape)
+    ]
+    grown = axis >= 0 and (rows is not None or fresh.shape[axis] >= old.shape[axis])
+    if old.shape != fresh.shape and not (grown and others[0] == others[1]):
+        raise UserError(
+            f'init_from: {path} is {old.shape} there and {fresh.shape} here; exclude it, or '
+            'give the model the same sizes'
+        )
+    if axis < 0 or (rows is None and old.shape == fresh.shape):
+        return old
+    rows = dict(zip(range(old.shape[axis]), range(old.shape[axis]))) if rows is None else rows
+    new = np.moveaxis(np.array(fresh), axis, 0)
+    new[list(rows.values())] = np.moveaxis(old, axis, 0)[list(rows.keys())]
+    return np.moveaxis(new, 0, axis)

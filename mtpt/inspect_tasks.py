@@ -1,0 +1,116 @@
+"""What is registered, what an example looks like at every stage, and what is broken."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.table
+
+from mtpt import prepare
+from mtpt.config import UserError
+from mtpt.data import objectives, shards
+from mtpt.data.manifest import TaskEntry
+from mtpt.data.packing import Example, assemble
+from mtpt.vocabulary import Vocabulary, open_vocabulary
+
+
+def show_list(run: Any, *names: str) -> int:
+    """Prints the mixtures and tasks that the run's module registers, or those of the named mixtures."""
+    tasks = prepare.open_tasks(run.tasks)
+    table = rich.table.Table('mixture', 'tasks', 'rule', title='mixtures')
+    for name in tasks.mixture_names():
+        definition = getattr(tasks.find(name), 'definition', None)
+        rule = definition.rule if definition else "SeqIO's rates"
+        table.add_row(name, str(len(tasks.member_names(name))), rule)
+    console = rich.console.Console()
+    console.print(table)
+    wanted = [t for n in names for t in tasks.member_names(n)] or tasks.task_names()
+    table = rich.table.Table('task', 'family', 'data set', 'prompts', 'splits', title='tasks')
+    for name in dict.fromkeys(wanted):
+        found = tasks.find(name)
+        card = tasks.card_of(found)
+        prompts = [p.name for p in card.drawn] if card else []
+        if card and not card.parent:
+            prompts += [f'{p.name} (held out)' for p in card.held_out_prompts]
+        shown = card.objective if card and card.kind == 'text' else ', '.join(prompts)
+        kind = (card.family, card.dataset) if card else ('plain SeqIO', '')
+        table.add_row(name, *kind, shown, ', '.join(found.splits))
+    console.print(table)
+    return 0
+
+
+def show(run: Any, *names: str) -> int:
+    """Prints one example of each task raw, under each prompt, as tokens and as a packed row."""
+    if not names:
+        raise UserError('which task? mtpt tasks show NAME; mtpt tasks list names them')
+    tasks = prepare.open_tasks(run.tasks)
+    vocabulary = open_vocabulary(run.data.vocabulary)
+    console = rich.console.Console()
+    for name in names:
+        stages = tasks.show(name, vocabulary)
+        stages.append(('packed row', packed(run, tasks, name, vocabulary)))
+        for stage, text in stages:
+            console.rule(f'[bold]{rich.markup.escape(f"{name}: {stage}")}', align='left')
+            console.print(text, markup=False, highlight=False)
+    return 0
+
+
+def packed(run: Any, tasks: Any, name: str, vocabulary: Vocabulary) -> str:
+    """The first row that packs the task's own training examples, in the lengths of the run."""
+    shape = run.data.shape()
+    card = tasks.card_of(tasks.find(name))
+    split = next(iter(tasks.find(name).splits))
+    if card is not None and card.kind == 'text':
+        pairs = _corrupted(run, card, tasks.documents(name, split, vocabulary), vocabulary)
+    else:
+        eos = tasks.inputs_eos(name)
+        examples = tasks.training_examples(name, split, vocabulary, eos)
+        pairs = (pairs[i % len(pairs)] for i, pairs in enumerate(examples))
+    row, left = [], [shape.S, shape.T]
+    for inputs, targets in pairs:
+        if len(inputs) > left[0] or len(targets) > left[1] or len(row) == shape.G:
+            break
+        row.append(Example(1, len(row), np.array(inputs), np.array(targets)))
+        left = [left[0] - len(inputs), left[1] - len(targets)]
+    if not row:
+        return f'no example fits inputs_length={shape.S} and targets_length={shape.T}'
+    batch = assemble([row], shape._replace(B=1))
+    lines = []
+    for key, ids in batch.items():
+        shown = ' '.join(map(str, ids[0]))
+        lines.append(f'{key} {list(ids.shape[1:])}\n  {shown}')
+        if key in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'):
+            lines.append('  ' + ' '.join(vocabulary.name(int(i)) for i in ids[0] if i))
+    return '\n'.join(lines)
+
+
+def _corrupted(run, card, documents, vocabulary):
+    args = dict(card.objective_args)
+    entry = TaskEntry('', 1, '', '', 'text', 1.0, card.objective, args)
+    length, _ = shards.lengths(entry, run.data.inputs_length)
+    tokens = np.array(list(itertools.islice((i for ids in documents for i in ids), length)))
+    symbols = objectives.Symbols(vocabulary.sentinel(0), 100, vocabulary.eos)
+    return shards.corrupt(entry, tokens[None], np.zeros(1, np.uint64), symbols, True)
+
+
+def check(run: Any, *names: str) -> int:
+    """Probes every task of the named mixtures, prints all problems, and returns 1 if there are any."""
+    if not names:
+        raise UserError('which mixture? mtpt tasks check NAME; mtpt tasks list names them')
+    tasks = prepare.open_tasks(run.tasks)
+    vocabulary = open_vocabulary(run.data.vocabulary)
+    problems, probed = [], 0
+    for name in names:
+        for member in tasks.member_names(name):
+            probed += 1
+            problems += tasks.check(member, vocabulary)
+    for problem in problems:
+        print(f'- {problem}')
+    word = 'problem' if len(problems) == 1 else 'problems'
+    print(f'{probed} tasks probed, {len(problems)} {word}')
+    return 1 if problems else 0
+
+
+COMMANDS = dict(list=show_list, show=show, check=check)

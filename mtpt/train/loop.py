@@ -1,0 +1,385 @@
+"""The training loop: no waiting for the device between steps; metrics are read one step late."""
+
+import collections
+import contextlib
+import dataclasses
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtpt.checkpoint import Checkpoints
+from mtpt.config import UserError
+from mtpt.log import Writer
+from mtpt.mesh import BATCH_DIMS, place
+from mtpt.model import encoder_decoder
+from mtpt.train.optimizer import Optimizer
+from mtpt.train.state import (
+    InitFromConfig,
+    TrainState,
+    abstract_state,
+    init_from,
+    new_state,
+)
+from mtpt.train.step import make_train_step, make_validation_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run's length and its loss.
+
+    loss_normalizing_factor: 'tokens', 'positions' or a number (see `train.loss.normalizer`);
+    max_skipped: how many updates in a row may be left out for not being finite before the run
+    stops; validate_every and evaluate_every count steps (0: validation at the end only, no
+    evaluation); prefetch: batches made ahead.
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    loss_normalizing_factor: str | float = 'tokens'
+    max_skipped: int = 10
+    validate_every: int = 500
+    evaluate_every: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f'train.label_smoothing={self.label_smoothing} must be in [0, 1)')
+        for name, least in dict(
+            steps=1, max_skipped=1, validate_every=0, evaluate_every=0, prefetch=1
+        ).items():
+            if getattr(self, name) < least:
+                raise UserError(f'train.{name}={getattr(self, name)} must be at least {least}')
+
+
+class Interrupted(UserError):
+    """The run was asked to stop, and has saved itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins; position and provenance are those of the run that is gone on with."""
+
+    state: TrainState
+    step: int = 0
+    position: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def begin(
+    cfg: TrainConfig,
+    model_cfg: Any,
+    tx: Optimizer,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    source: InitFromConfig | None = None,
+    rows: Mapping[int, int] | None = None,
+) -> Start:
+    """Makes the state to train from; a checkpoint of the run itself goes before `source`.
+
+    Raises:
+      UserError: a checkpoint that is damaged or of another model.
+    """
+    step = checkpoints.latest()
+    if step is not None:
+        abstract = abstract_state(model_cfg, tx, mesh)
+        state, position, provenance = checkpoints.load(step, abstract)
+        return Start(state, step, position, provenance, (f'going on from step {step}',))
+    with jax.set_mesh(mesh):
+        state, notes = new_state(model_cfg, tx, cfg.seed), []
+        if source is not None and source.path:
+            params, notes = init_from(source, state.params, encoder_decoder.dims(model_cfg), rows)
+            state = state._replace(params=params)
+    return Start(state, notes=tuple(notes))
+
+
+def fit(
+    cfg: TrainConfig,
+    model_cfg: Any,
+    tx: Optimizer,
+    state: TrainState,
+    loader: Iterator[tuple[dict[str, np.ndarray], Mapping[str, Any]]],
+    *,
+    mesh: jax.sharding.Mesh,
+    tasks: Sequence[str],
+    writer: Writer,
+    checkpoints: Checkpoints,
+    provenance: Mapping[str, Any] | None = None,
+    validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None,
+    evaluate: Callable[[int, Any], Mapping[str, float]] | None = None,
+) -> tuple[TrainState, dict[str, float]]:
+    """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
+
+    Args:
+      loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...];
+      position is what a
+        loader needs to go on after that batch.
+      tasks: the names of the tasks with ids 1, 2, ...
+      provenance: saved with every checkpoint, as it is at that time.
+      validation: makes the validation batches anew each time.
+      evaluate: gives flat metrics for (step, params), every `evaluate_every` steps.
+
+    Returns:
+      The last state, and the last figures of validation and evaluation.
+
+    Raises:
+      UserError: the data ended or failed, a save failed, or too many updates in a row were not
+      finite. Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
+    """
+    step, position, figures = int(state.step), None, {}
+    if step >= cfg.steps:
+        writer.say(
+            f'nothing to do: {step} of {cfg.steps} steps are done; raise train.steps to go on'
+        )
+        return state, figures
+    late = Late(cfg, tasks, writer, checkpoints)
+    with jax.set_mesh(mesh), Signals(writer.say) as signals:
+        train_step = make_train_step(model_cfg, tx, len(tasks), **_loss(cfg))
+        judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate)
+        batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
+        try:
+            while step < cfg.steps and (item := batches.take(lambda: signals.asked)) is not None:
+                batch, position = item
+                state, metrics = train_step(state, batch)
+                step += 1
+                late.push(step, metrics)
+                judged = {} if signals.asked else judge(step, state.params, late.settle)
+                if judged:
+                    writer.write(step, judged)
+                    figures |= judged
+                if checkpoints.due(step) or step == cfg.steps or signals.asked:
+                    late.settle()
+                    writer.flush()
+                    checkpoints.save(step, state, position, provenance or {}, judged)
+                    writer.pause()
+                if signals.asked:
+                    break
+            late.settle()
+            signals.saving = True
+            checkpoints.wait()
+        finally:
+            batches.close()
+            _let_finish(checkpoints)
+    if signals.asked and step < cfg.steps:
+        raise Interrupted(_farewell(signals.asked, step, checkpoints))
+    return state, figures
+
+
+def _loss(cfg: TrainConfig) -> dict[str, Any]:
+    names = ('z_loss', 'label_smoothing', 'loss_normalizing_factor')
+    return {name: getattr(cfg, name) for name in names}
+
+
+def _let_finish(checkpoints: Checkpoints) -> None:
+    """Lets a save in flight become whole, whatever ended the run; what failed was raised before."""
+    with contextlib.suppress(UserError):
+        checkpoints.wait()
+
+
+def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
+    saved = checkpoints.latest()
+    if saved is None:
+        return f'stopped by {why} before the first step; there was nothing to save'
+    return (
+        f'stopped by {why} after step {step}; checkpoint {saved} is in {checkpoints.folder}, and '
+        'the same command goes on from there'
+    )
+
+
+def _judge(cfg, model_cfg, tasks, mesh, validation, evaluate) -> Callable[..., dict[str, float]]:
+    """Gives what is due after a step: validation, evaluation, both or nothing."""
+    sums = validation and make_validation_step(model_cfg, len(tasks))
+
+    def judge(step, params, settle):
+        figures = {}
+        if validation and (_due(cfg.validate_every, step) or step == cfg.steps):
+            settle()
+            figures |= validate(sums, params, validation(), tasks, mesh)
+        if evaluate and _due(cfg.evaluate_every, step):
+            settle()
+            figures |= evaluate(step, params)
+        return figures
+
+    return judge
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def validate(
+    sums: Callable, params: Any, batches: Iterable[dict], tasks: Sequence[str], mesh: Any
+) -> dict[str, float]:
+    """The mean loss and accuracy over the tokens of all batches, and of those of each task.
+
+    sums: what `make_validation_step` made.
+    """
+    total = None
+    for batch in batches:
+        part = sums(params, place(_flat(batch), mesh))
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    if total is None:
+        raise UserError('validation has no batches; check its split, or set validation off')
+    losses, correct, tokens = (
+        np.asarray(total[f'task/{name}'], np.float64) for name in ('loss_sum', 'correct', 'tokens')
+    )
+    all_tokens = max(tokens.sum(), 1.0)
+    figures = {
+        'valid/loss': losses.sum() / all_tokens,
+        'valid/accuracy': correct.sum() / all_tokens,
+    }
+    for i, name in enumerate(tasks, start=1):
+        if tokens[i]:
+            figures[f'valid/task/{name}/loss'] = losses[i] / tokens[i]
+            figures[f'valid/task/{name}/accuracy'] = correct[i] / tokens[i]
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch without the axis of accumulation."""
+    return {
+        name: x.reshape(-1, x.shape[-1]) if np.ndim(x) > len(BATCH_DIMS[name]) else x
+        for name, x in batch.items()
+    }
+
+
+class Late:
+    """Reads the metrics of a step during the next one, and stops a run that has gone wrong."""
+
+    def __init__(
+        self, cfg: TrainConfig, tasks: Sequence[str], writer: Writer, checkpoints: Checkpoints
+    ):
+        self.cfg, self.tasks, self.writer, self.checkpoints = cfg, tasks, writer, checkpoints
+        self._pending = None
+        self._suspects = collections.Counter()
+
+    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched, and reads those of the one before."""
+        before, self._pending = self._pending, (step, metrics)
+        if before is not None:
+            self._read(*before)
+
+    def settle(self) -> None:
+        """Reads what is pending; waits for the device."""
+        if self._pending is not None:
+            before, self._pending = self._pending, None
+            self._read(*before)
+
+    def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        metrics = jax.device_get(metrics)
+        self.writer.add(step, metrics)
+        in_a_row = int(metrics['train/skipped_in_a_row'])
+        if not in_a_row:
+            self._suspects.clear()
+            return
+        flagged = np.flatnonzero(metrics['task/nonfinite'])
+        seen = np.flatnonzero(metrics['task/segments'])
+        guilty = flagged if flagged.size else seen
+        self._suspects.update(self.tasks[i - 1] for i in guilty if i)
+        if in_a_row >= self.cfg.max_skipped:
+            self._stop(step, in_a_row, whole=not flagged.size)
+
+    def _stop(self, step: int, in_a_row: int, whole: bool) -> None:
+        _let_finish(self.checkpoints)
+        saved = self.checkpoints.latest()
+        where = (
+            f'checkpoint {saved} in {self.checkpoints.folder}' if saved is not None else 'none yet'
+        )
+        what = 'the gradient' if whole else 'the loss'
+        names = ', '.join(f'{name} ({n}x)' for name, n in self._suspects.most_common(8))
+        raise UserError(
+            f'{what} was not finite {in_a_row} steps in a row, up to step {step}, in batches of '
+            f'these tasks: {names}; look at their data (mtpt tasks show NAME) or lower '
+            f'optimizer.schedule.rate; last good state: {where}'
+        )
+
+
+class Prefetch:
+    """Draws and places batches in the background, `depth` ahead; errors surface in `take`."""
+
+    def __init__(self, loader: Iterator[tuple[Any, Any]], place: Callable[[Any], Any], depth: int):
+        self._queue = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(loader, place), daemon=True)
+        self._thread.start()
+
+    def take(self, given_up: Callable[[], Any] = lambda: False) -> tuple[Any, Any] | None:
+        """The next (batch on the devices, position); None once `given_up()` is true.
+
+        Raises:
+          UserError: the loader has ended. What the loader raised is raised here.
+        """
+        while not given_up():
+            try:
+                item, error = self._queue.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return item
+        return None
+
+    def close(self) -> None:
+        """Ends the thread; a batch that is being drawn is waited for a little."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _work(self, loader, place):
+        try:
+            for batch, position in loader:
+                if not self._put((place(batch), position), None):
+                    return
+            error = UserError('the data ended before the run did; repeat it, or lower train.steps')
+        except BaseException as caught:
+            error = caught
+        self._put(None, error)
+
+    def _put(self, item, error) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+class Signals:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
+
+    While the last checkpoint is written one more is let pass, with a word. A checkpoint becomes
+    visible only when whole, so that even stopping at once breaks none.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.asked: str | None = None
+        self.saving = False
+        self._say, self._warned, self._before = say, False, {}
+
+    def __enter__(self) -> 'Signals':
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if self.saving and not self._warned:
+            self._warned = True
+            self._say('the checkpoint is being written; once more to leave without it')
+        elif self.asked:
+            raise KeyboardInterrupt
+        else:
+            self.asked = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'
+            self._say('finishing this step and saving; once more to stop at once')

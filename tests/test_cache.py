@@ -1,0 +1,300 @@
+"""The cache: written once, taken up where it stopped, honest about what is broken."""
+
+import dataclasses
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from mtpt import tasks
+from mtpt.config import UserError
+from mtpt.data import cache, shards
+from mtpt.data import manifest as manifests
+from mtpt.data.config import DataConfig
+from mtpt.data.loader import Loader, validation_batches
+from mtpt.data.stream import stream
+from mtpt.data.writer import ShardWriter
+from mtpt.tasks import Prompt
+from mtpt.vocabulary import open_vocabulary
+
+CFG = DataConfig(
+    batch_size=4, row_groups=2, inputs_length=64, targets_length=32, segments=8, lookahead=4
+)
+PROMPTS = (
+    Prompt('plain', 'Is {{n}} even?', '{{answer}}', ('yes', 'no')),
+    Prompt('formal', 'Even or not: {{n}}.', '{{answer}}', ('yes', 'no')),
+)
+HELD_OUT = (Prompt('exam', 'Tell whether {{n}} is even.', '{{answer}}', ('yes', 'no')),)
+
+
+def numbers(split, start=0):
+    for n in range(start, start + {'train': 40, 'validation': 6}[split]):
+        yield {'n': n, 'answer': 'no' if n % 2 else 'yes'}
+
+
+def prose(split):
+    return ({'text': f'This is document {i} of the split {split}. ' * 4} for i in range(12))
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """A mixture of a function, a file and raw text; returns its name and the file."""
+    file = tmp_path / 'rows.jsonl'
+    file.write_text(''.join(json.dumps(row) + '\n' for row in numbers('train', 100)))
+    name = tmp_path.name.replace('-', '_')
+    common = dict(family='arithmetic', vocabulary='bytes')
+    tasks.task(
+        f'{name}_f', tasks.function(numbers), PROMPTS, held_out_prompts=HELD_OUT, **common
+    )
+    tasks.task(f'{name}_j', tasks.jsonl({'train': file}), PROMPTS[:1], **common)
+    tasks.text_task(f'{name}_t', tasks.function(prose), vocabulary='bytes')
+    tasks.mixture(name, [f'{name}_f', f'{name}_j', f'{name}_t'], rule='equal')
+    return name, file
+
+
+def build(name, out, **options):
+    return cache.build(name, out, 'bytes', **options)
+
+
+def written(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob('*.npy')}
+
+
+def texts(manifest, cfg=CFG, batches=8):
+    """All segments of some batches as (task name, inputs text, targets text)."""
+    vocabulary, loader, out = open_vocabulary('bytes'), Loader(manifest, cfg), []
+    for _ in range(batches):
+        batch, _ = next(loader)
+        for row, g in itertools.product(range(cfg.batch_size), range(cfg.segments)):
+            if task := batch['segment_task_ids'][row, g]:
+                sides = [
+                    batch[f'{side}_tokens'][row][batch[f'{side[:7]}_segment_ids'][row] == g + 1]
+                    for side in ('encoder_input', 'decoder_target')
+                ]
+                out.append((manifest.names[task], *map(vocabulary.decode, sides)))
+    return out
+
+
+def test_what_a_loader_reads_is_what_the_tasks_say(tmp_path, mixture):
+    name, _ = mixture
+    manifest = build(name, tmp_path / 'cache')
+    assert manifests.read(tmp_path / 'cache') == manifest
+    assert manifest.names == ['padding', f'{name}_f', f'{name}_j', f'{name}_t']
+    assert np.allclose(manifest.rates, [0, 1 / 3, 1 / 3, 1 / 3])
+    found = texts(manifest)
+    wording = {'Is {} even?', 'Even or not: {}.'}
+    expected = {(w.format(n), 'no' if n % 2 else 'yes') for n in range(40) for w in wording}
+    own = {(i, t) for task, i, t in found if task == f'{name}_f'}
+    assert own <= expected and {i.split()[0] for i, _ in own} == {'Is', 'Even'}
+    assert {t for task, _, t in found if task == f'{name}_t' and t.startswith('<extra_id_0>')}
+    split = manifest.task(f'{name}_f').splits['train']
+    assert (split.examples, split.renderings, split.longest_targets) == (40, 80, 4)
+    assert split.mean_targets == pytest.approx(3.5) and split.shortest_targets == 3
+    assert manifest.task(f'{name}_f').splits['validation'].examples == 6
+    assert len(validation_batches(manifest, CFG)) >= 1
+    assert open_vocabulary(tmp_path / 'cache' / 'vocabulary').fingerprint == manifest.vocabulary['fingerprint']
+
+
+def test_a_build_that_was_stopped_goes_on_where_it_was(tmp_path, mixture, monkeypatch):
+    name, _ = mixture
+    real, opened = tasks.documents, []
+
+    def stopping(*args):
+        opened.append(args)
+        if len(opened) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(tasks, 'documents', stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build(name, tmp_path / 'cache')
+    half = written(tmp_path / 'cache')
+    assert half and not list((tmp_path / 'cache').rglob('*partial*'))
+    manifest = build(name, tmp_path / 'cache')
+    whole = written(tmp_path / 'cache')
+    assert half.items() < whole.items() and not shards.verify(manifest)
+    assert build(name, tmp_path / 'cache') == manifest and written(tmp_path / 'cache') == whole
+
+
+def test_a_task_is_written_again_when_its_source_or_prompt_changed_and_no_other(tmp_path, mixture):
+    name, file = mixture
+    first = build(name, tmp_path / 'cache')
+    before = written(tmp_path / 'cache')
+    file.write_text(json.dumps({'n': 7, 'answer': 'no'}) + '\n')
+    second = build(name, tmp_path / 'cache')
+    after = written(tmp_path / 'cache')
+    assert second.task(f'{name}_j').splits['train'].examples == 1
+    assert {p.parts[-3] for p in set(before) - set(after)} == {f'{name}_j'}
+    assert {p.parts[-3] for p in set(after) - set(before)} == {f'{name}_j'}
+    assert first.fingerprint != second.fingerprint
+
+
+def test_ids_are_given_once(tmp_path, mixture):
+    name, _ = mixture
+    first = build(f'{name}_t', tmp_path / 'cache')
+    second = build(name, tmp_path / 'cache')
+    assert first.names == ['padding', f'{name}_t']
+    assert second.names == ['padding', f'{name}_t', f'{name}_f', f'{name}_j']
+    third = build(f'{name}_f', tmp_path / 'cache')
+    assert third.names == second.names and third.rates.tolist() == [0, 0, 1, 0]
+    assert third.task(f'{name}_t').status == 'unused'
+    next(Loader(third, CFG))
+
+
+def test_a_broken_source_fails_by_task_file_and_line(tmp_path, mixture):
+    name, file = mixture
+    file.write_text(file.read_text() + '{"n": 5, \n')
+    with pytest.raises(UserError, match=rf"'{name}_j'.*rows\.jsonl, line 41.*on_broken=skip"):
+        build(name, tmp_path / 'cache')
+    file.unlink()
+    with pytest.raises(UserError, match=rf"'{name}_j'.*no file .*rows\.jsonl"):
+        build(name, tmp_path / 'cache')
+
+
+def test_a_skipped_source_stays_in_the_table_with_its_reason_and_the_rest_renormalises(
+    tmp_path, mixture
+):
+    name, file = mixture
+    file.unlink()
+    manifest = build(name, tmp_path / 'cache', on_broken='skip')
+    [entry] = manifests.read(tmp_path / 'cache').skipped
+    assert entry.name == f'{name}_j' and 'rows.jsonl' in entry.reason and entry.id == 2
+    assert np.allclose(manifest.rates, [0, 0.5, 0, 0.5])
+    loader = Loader(manifest, CFG)
+    assert loader.problems == [(entry.name, entry.reason)]
+    outline = cache.outline(name, 'bytes', on_broken='skip')
+    assert outline.names == manifest.names and np.allclose(outline.rates, manifest.rates)
+    file.write_text(json.dumps({'n': 7, 'answer': 'no'}) + '\n')
+    mended = build(name, tmp_path / 'cache', on_broken='skip')
+    assert mended.names == manifest.names and not mended.skipped
+
+
+def test_an_empty_task_is_broken_and_so_is_one_that_raises(tmp_path, mixture):
+    name, _ = mixture
+    tasks.task(
+        f'{name}_e', tasks.function(lambda split: [], ['train']), PROMPTS, family='logic', vocabulary='bytes'
+    )
+    with pytest.raises(UserError, match='no examples'):
+        build(f'{name}_e', tmp_path / 'cache')
+
+    def raising(split):
+        yield from numbers(split)
+        raise ZeroDivisionError('by nought')
+
+    tasks.task(f'{name}_z', tasks.function(raising), PROMPTS, family='logic', vocabulary='bytes')
+    with pytest.raises(UserError, match=rf"'{name}_z': ZeroDivisionError: by nought"):
+        build(f'{name}_z', tmp_path / 'cache')
+    with pytest.raises(UserError, match='nothing is left'):
+        build(f'{name}_z', tmp_path / 'cache', on_broken='skip')
+
+
+def test_exams_are_cached_beside_the_shards(tmp_path, mixture):
+    name, _ = mixture
+    manifest = build(name, tmp_path / 'cache', exam_mixtures=[f'{name}_f'], exam_examples=4)
+    sets = {exam.name: exam for exam in manifests.read(tmp_path / 'cache').exam_sets()}
+    assert list(sets) == [f'{name}_f.{p}' for p in ('plain', 'formal', 'exam')]
+    exam = sets[f'{name}_f.exam']
+    expected = list(tasks.exams(exam.name, 'validation', open_vocabulary('bytes'), True, 4))
+    assert list(exam.examples) == expected and len(expected) == 4
+    assert (exam.task, exam.prompt, exam.kind) == (f'{name}_f', 'exam', 'choices')
+    assert [e.held_out_prompt for e in manifest.exams] == [False, False, True]
+    [one] = manifest.exam_sets(names=[f'{name}_f.exam'], limit=2)
+    assert one.examples == exam.examples[:2]
+    with pytest.raises(UserError, match='did you mean'):
+        manifest.exam_sets(names=[f'{name}_f.exams'])
+    (tmp_path / 'cache' / manifest.exams[0].path).write_bytes(gzip.compress(b'{"inputs": '))
+    with pytest.raises(UserError, match='build the cache again'):
+        manifest.exam_sets()
+    assert shards.verify(manifest) == [str(tmp_path / 'cache' / manifest.exams[0].path)]
+
+
+def test_a_cache_of_another_vocabulary_or_end_of_inputs_is_refused(tmp_path, mixture):
+    name, _ = mixture
+    build(name, tmp_path / 'cache')
+    place = tmp_path / 'cache' / 'manifest.json'
+    tree = json.loads(place.read_text())
+    for change, words in (
+        ({'inputs_eos': False}, 'do not end with EOS'),
+        ({'vocabulary': tree['vocabulary'] | {'fingerprint': 'x'}}, 'another vocabulary'),
+    ):
+        place.write_text(json.dumps(tree | change))
+        with pytest.raises(UserError, match=words):
+            build(name, tmp_path / 'cache')
+
+
+@pytest.mark.parametrize('path', ['/etc/shard', '../outside', 'shards/../../outside', 'C:\\x'])
+def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, mixture, path):
+    name, _ = mixture
+    manifest = build(f'{name}_f', tmp_path / 'cache')
+    place = tmp_path / 'cache' / 'manifest.json'
+    tree = json.loads(place.read_text())
+    tree['tasks'][0]['splits']['train']['shards'][0]['path'] = path
+    place.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match='outside its folder'):
+        Loader(manifests.read(tmp_path / 'cache'), CFG)
+    assert manifest.file('eval/x').parent == tmp_path / 'cache' / 'eval'
+
+
+def test_a_shard_of_pickled_objects_is_never_loaded(tmp_path, mixture):
+    name, _ = mixture
+    manifest = build(f'{name}_f', tmp_path / 'cache')
+    path = manifest.tasks[0].splits['train'].shards[0].path
+    np.save(tmp_path / 'cache' / f'{path}.tokens.npy', np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match='cannot be read'):
+        Loader(manifest, CFG)
+
+
+def test_manifests_that_are_missing_or_broken_are_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match='mtpt cache'):
+        manifests.read(tmp_path)
+    for content in ('{', '[]', '{"format": 99}', '{"format": 1, "tasks": [{}], "exams": []}'):
+        (tmp_path / 'manifest.json').write_text(content)
+        with pytest.raises(UserError, match='build the cache again'):
+            manifests.read(tmp_path)
+
+
+def test_a_full_disk_is_told_in_words_and_keeps_what_was_there(tmp_path, mixture, monkeypatch):
+    name, _ = mixture
+    manifest = build(f'{name}_f', tmp_path / 'cache')
+
+    def full(place, content):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(manifests, 'replace', full)
+    monkeypatch.setattr('mtpt.data.writer.replace', full)
+    with pytest.raises(UserError, match='no space is left'):
+        build(name, tmp_path / 'cache', on_broken='skip')
+    assert manifests.read(tmp_path / 'cache') == manifest and not shards.verify(manifest)
+
+
+def test_the_same_examples_come_from_a_stream(tmp_path, mixture):
+    name, _ = mixture
+    manifest = cache.outline(name, 'bytes')
+    opened = cache.opener(manifest, 'bytes', CFG, seed=1)
+    loader = stream(manifest, dataclasses.replace(CFG, mode='stream'), opened, seed=1)
+    vocabulary = open_vocabulary('bytes')
+    seen = set()
+    for _ in range(4):
+        batch, _ = next(loader)
+        seen |= set(np.unique(batch['segment_task_ids']).tolist())
+        texts = vocabulary.decode(batch['decoder_target_tokens'][0])
+    assert seen == {0, 1, 2, 3} and texts
+
+
+def test_examples_of_a_split_fill_many_shards_without_loss(tmp_path):
+    writer = ShardWriter(tmp_path, 'shards/t/train', 'pairs', 1000, shard_tokens=64)
+    for i in range(100):
+        writer.add_pairs([([100 + i, 1], [200 + i, 1]), ([300 + i, 1], [400 + i, 1])], eos=1)
+    split = writer.finish()
+    assert len(split.shards) > 5 and split.examples == 100 and split.tokens == 800
+    entry = manifests.TaskEntry('t', 1, 'f', 'd', 'pairs', 1.0, splits={'train': split})
+    manifest = manifests.Manifest(str(tmp_path), 'm', True, {}, (entry,))
+    size, read = shards.pairs_reader(manifest, split)
+    pairs = read(np.arange(size), np.zeros(size, np.uint64))
+    assert sorted(inputs[0] for inputs, _ in pairs) == list(range(100, 200))
+    assert all(targets[0] - inputs[0] == 100 for inputs, targets in pairs)
+    assert [inputs[0] for inputs, _ in pairs] != list(range(100, 200))
+    with pytest.raises(UserError, match='reach 1000 in a vocabulary of 1000'):
+        writer.add_pairs([([1000], [1])], eos=1)

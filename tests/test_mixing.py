@@ -1,0 +1,83 @@
+"""Mixing rules beside the numbers of the papers and SeqIO's own function."""
+
+import numpy as np
+import pytest
+
+from mtpt.config import UserError
+from mtpt.tasks.mixing import MIXING, Entry, check_settings, shares
+
+SIZES = [100, 5_000, 700_000, 3_000_000]
+ENTRIES = [Entry(size) for size in SIZES]
+
+
+class _Sized:
+    """What SeqIO's rate function needs of a Task."""
+
+    name, cache_dir = 'sized', None
+
+    def __init__(self, size):
+        self.size = size
+
+    def num_input_examples(self, split):
+        return self.size
+
+
+@pytest.mark.parametrize('rule,settings', [
+    ('equal', {}), ('proportional', {}), ('temperature', {'T': 2}), ('t0', {}),
+])  # fmt: skip
+def test_shares_add_up_to_one(rule, settings):
+    found = shares(rule, ENTRIES, settings)
+    assert sum(found) == pytest.approx(1) and len(found) == 4 and min(found) > 0
+
+
+@pytest.mark.parametrize('cap', [1_000, 2**19, None])
+@pytest.mark.parametrize('T', [1, 2, 8])
+def test_proportional_and_temperature_are_those_of_seqio(cap, T):
+    import seqio
+
+    theirs = np.array(
+        [seqio.mixing_rate_num_examples(_Sized(s), maximum=cap, temperature=T) for s in SIZES]
+    )
+    ours = shares('temperature', ENTRIES, {'T': T, 'cap': cap})
+    np.testing.assert_allclose(ours, theirs / theirs.sum(), rtol=1e-12)
+    if T == 1:
+        np.testing.assert_allclose(shares('proportional', ENTRIES, {'cap': cap}), ours, rtol=1e-12)
+
+
+def test_a_high_temperature_is_nearly_equal_mixing():
+    hot = shares('temperature', ENTRIES, {'T': 1e6})
+    np.testing.assert_allclose(hot, shares('equal', ENTRIES, {}), rtol=1e-4)
+
+
+def test_t0_divides_the_cap_among_templates_and_mixing_by_template_agrees():
+    whole = [Entry(600_000, 7), Entry(499_999, 7), Entry(500_000, 1)]
+    weights = np.array([7 * (500_000 // 7), 7 * 499_999, 500_000])
+    np.testing.assert_allclose(shares('t0', whole, {}), weights / weights.sum())
+    pairs = [entry._replace(drawn=1) for entry in whole for _ in range(entry.templates)]
+    by_template = shares('t0', pairs, {})
+    sums = [sum(by_template[:7]), sum(by_template[7:14]), by_template[14]]
+    np.testing.assert_allclose(sums, shares('t0', whole, {}))
+
+
+def test_ext5_draws_r_self_supervised_examples_for_each_supervised_one():
+    text = [Entry(10, self_supervised=True), Entry(30, self_supervised=True)]
+    found = shares('ext5', [*ENTRIES, *text], {'R': 2, 'cap': 300_000})
+    assert sum(found[4:]) == pytest.approx(2 * sum(found[:4]))
+    assert found[5] == pytest.approx(3 * found[4])
+    capped = shares('proportional', ENTRIES, {'cap': 300_000})
+    np.testing.assert_allclose(np.array(found[:4]) * 3, capped)
+    with pytest.raises(UserError, match='one side is empty'):
+        shares('ext5', ENTRIES, {'R': 2})
+
+
+def test_settings_are_checked_by_name():
+    with pytest.raises(UserError, match="no mixing rule 'temprature'; did you mean 'temperature'"):
+        check_settings('temprature', {})
+    with pytest.raises(UserError, match="has no setting 'caps'; did you mean 'cap'"):
+        check_settings('proportional', {'caps': 3})
+    with pytest.raises(UserError, match="'ext5' needs R"):
+        check_settings('ext5', {})
+    with pytest.raises(UserError, match='above 0'):
+        shares('temperature', ENTRIES, {'T': 0})
+    for rule in MIXING:
+        check_settings(rule, {'temperature': {'T': 1}, 'ext5': {'R': 1}}.get(rule, {}))

@@ -1,0 +1,170 @@
+"""Prompts: what templates write, and what they may not do."""
+
+import json
+import time
+
+import pytest
+
+from mtpt.config import UserError
+from mtpt.tasks.prompts import Prompt, clean_name, render
+
+EXAMPLE = {
+    'premise': 'A man walks.',
+    'hypothesis': 'Who ||| walks?',
+    'label': 2,
+    'options': {'text': ['one', ' two ', 'three']},
+    'tags': ['x', 'y', 'x'],
+}
+
+
+def written(template, example=EXAMPLE):
+    return render(Prompt('p', template, 'x'), example).inputs
+
+
+def test_inputs_targets_and_choices_are_rendered_and_stripped():
+    prompt = Prompt(
+        'p', ' {{premise}} Q: {{hypothesis}}\n', ' {{answer_choices[label]}} ', ('a', 'b', ' c')
+    )
+    found = render(prompt, EXAMPLE)
+    assert found == ('A man walks. Q: Who ||| walks?', ('c',), ('a', 'b', 'c'), 2)
+
+
+def test_choices_come_from_a_tuple_a_field_or_a_template():
+    target = '{{options.text[1]}}'
+    for choices in ('options.text', '{{ options.text | join("|||") }}', 'one ||| two ||| three'):
+        found = render(Prompt('p', 'q', target, choices), EXAMPLE)
+        assert found.choices == ('one', 'two', 'three') and found.answer == 1
+    assert render(Prompt('p', 'q', target), EXAMPLE).choices is None
+
+
+def test_targets_may_have_several_references():
+    found = render(Prompt('p', 'q', '{{ tags | join("|||") }}'), EXAMPLE)
+    assert found.targets == ('x', 'y', 'x') and found.answer is None
+
+
+def test_bars_inside_the_data_do_not_separate():
+    assert render(Prompt('p', 'q', '{{hypothesis}}'), EXAMPLE).targets == ('Who ||| walks?',)
+    found = render(Prompt('p', '{{hypothesis}} ||| yes', None), EXAMPLE)
+    assert found.inputs == 'Who ||| walks?' and found.targets == ('yes',)
+
+
+def test_one_template_may_write_both_sides_and_share_what_it_sets():
+    found = render(Prompt('p', '{% set x = tags[1] %}in {{x}} ||| out {{x}}', None), EXAMPLE)
+    assert found.inputs == 'in y' and found.targets == ('out y',)
+
+
+def test_a_template_that_writes_nothing_does_not_apply():
+    assert render(Prompt('p', '{% if label == 0 %}q{% endif %}', 'x'), EXAMPLE) is None
+    assert render(Prompt('p', 'q', '{% if label == 0 %}x{% endif %}'), EXAMPLE) is None
+    assert render(Prompt('p', '{% if label == 0 %}q ||| x{% endif %}', None), EXAMPLE) is None
+
+
+def test_the_filters_of_promptsource_are_there_and_a_draw_belongs_to_the_example():
+    assert written('{{ tags | most_frequent | join(",") }}') == 'x'
+    assert written('{{ ["b","a","b","a"] | most_frequent | join }}') == 'ba'
+    assert written('{% for a, b in zip(tags, [1,2,3]) %}{{a}}{{b}}{% endfor %}') == 'x1y2x3'
+    template = '{{ range(1000) | choice }}'
+    turned = dict(reversed(EXAMPLE.items()))
+    assert (
+        written(template)
+        == written(template, turned)
+        == written(template, json.loads(json.dumps(EXAMPLE)))
+    )
+    drawn = {written(template, {**EXAMPLE, 'label': i}) for i in range(20)}
+    assert len(drawn) > 10
+
+
+def test_a_template_cannot_change_the_example():
+    example = json.loads(json.dumps(EXAMPLE))
+    assert written('{{ tags.append("z") or tags | length }}', example) == '4'
+    assert example == EXAMPLE
+
+
+def test_a_missing_field_is_named_with_what_there_is():
+    with pytest.raises(UserError) as error:
+        render(Prompt('p', '{{ premis }}', 'x'), EXAMPLE, 'nli')
+    assert str(error.value) == (
+        "prompt 'p' of task 'nli' names the field 'premis'; the example has: "
+        'hypothesis, label, options, premise, tags'
+    )
+    with pytest.raises(UserError, match="names the field 'options.words'"):
+        render(Prompt('p', 'q', 'x', 'options.words'), EXAMPLE)
+    with pytest.raises(UserError, match='no attribute'):
+        written('{{ options.words }}')
+
+
+def test_a_target_outside_the_choices_is_an_error():
+    with pytest.raises(UserError, match="writes 'x', which is not one of its choices"):
+        render(Prompt('p', 'q', 'x', ('a', 'b')), EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    'template',
+    [
+        '{{ "".__class__ }}',
+        '{{ ""["__cla" ~ "ss__"] }}',
+        '{{ premise | attr("__class__") }}',
+        '{{ zip.__self__ }}',
+        '{{ self.__init__.__globals__ }}',
+        '{{ _room._example }}',
+        '{{ premise.format.__globals__ }}',
+        '{% include "x" %}',
+        '{% for k in namespace.__mro__ %}{% endfor %}',
+    ],
+)
+def test_a_template_cannot_reach_pythons_insides(template):
+    with pytest.raises(UserError, match='insides|another template'):
+        written(template)
+
+
+@pytest.mark.parametrize(
+    'template',
+    [
+        '{{ "a" * 10**9 }}',
+        '{{ [1] * 10**8 }}',
+        '{{ 2 ** 100000000 }}',
+        '{{ "%999999999d" % 1 }}',
+        '{{ "{:>999999999}".format(1) }}',
+        '{{ "{:>{w}}".format(1, w=999999999) }}',
+        '{{ "a".ljust(10**9) }}',
+        '{{ "a" | center(10**9) }}',
+        '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+        '{% for i in range(99999) %}{{ premise }}{% endfor %}',
+    ],
+)
+def test_a_template_cannot_fill_memory_or_run_for_ever(template):
+    started = time.perf_counter()
+    with pytest.raises(UserError):
+        written(template)
+    assert time.perf_counter() - started < 2
+
+
+def test_large_numbers_in_the_data_are_no_offence():
+    example = {'n': 7_800_000_000, 'x': 12_345_678.9}
+    assert written('{{ n }} {{ x | round(1) }} {{ "{:,}".format(n) }} {{ n * 2 }}', example) == (
+        '7800000000 12345678.9 7,800,000,000 15600000000'
+    )
+
+
+def test_bad_syntax_and_bad_names_are_refused_at_once():
+    with pytest.raises(UserError, match="prompt 'p', line 1"):
+        Prompt('p', '{{ premise ', 'x')
+    with pytest.raises(UserError, match='letters, digits'):
+        Prompt('two words', 'a', 'b')
+    assert Prompt(clean_name('two words?'), 'a', 'b').name == 'two_words'
+
+
+def test_any_other_failure_is_told_with_its_prompt():
+    with pytest.raises(UserError, match="prompt 'p' failed with ZeroDivisionError"):
+        written('{{ 1 / 0 }}')
+
+
+def test_rendering_is_fast():
+    prompt = Prompt(
+        'p', '{{premise}} Q: {{hypothesis}}', '{{answer_choices[label]}}', ('a', 'b', 'c')
+    )
+    render(prompt, EXAMPLE)
+    started = time.perf_counter()
+    for _ in range(2000):
+        render(prompt, EXAMPLE)
+    assert (time.perf_counter() - started) / 2000 < 200e-6  # about 15 us on an idle core

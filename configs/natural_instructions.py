@@ -1,13 +1,14 @@
-"""Super-NaturalInstructions: instructions for hundreds of tasks, asked on task types never trained on.
+"""Super-NaturalInstructions: hundreds of tasks by instruction, asked on kinds it never saw.
 
 MTPT_DATA=DIR mtpt train --config=natural_instructions --workdir=runs/natural_instructions
 
-DIR/ni is the folder of the collection in its official layout and DIR/vocab/t5_cc_all.32000 holds T5's
-vocabulary; without MTPT_DATA, DIR is ../shared/data beside the checkout. The score is ROUGE-L and exact
-match on the first 100 instances of each test task. Of the official lists, the tasks that have a file are
-used (`partial`); trained on all of them, set `partial=False`.
+DIR/ni is the folder of the collection in its official layout and DIR/vocab/t5_cc_all.32000 holds
+T5's vocabulary; without MTPT_DATA, DIR is ../shared/data beside the checkout. The score is ROUGE-L
+and exact match on the first 100 instances of each test task. Of the official lists, the tasks that
+have a file are used (`partial`); trained on all of them, set `partial=False`.
 
-Hardware: 2 CPU cores. This is the smallest run that goes all the way, about ten minutes; the published
+Hardware: 2 CPU cores. This is the smallest run that goes all the way, about ten minutes; the
+  published
 results come from models a thousand times larger that were pretrained on text first.
 """
 

@@ -3,13 +3,15 @@
 MTPT_DATA=DIR mtpt train --config=t0 --workdir=runs/t0
 
 DIR/t0, DIR/labelled and DIR/MANIFEST.json are laid out as `mtpt.mixtures.t0` says and
-DIR/vocab/t5_cc_all.32000 holds T5's vocabulary; without MTPT_DATA, DIR is ../shared/data beside the checkout.
-The score is the accuracy of rank classification on inference, coreference, sentence completion and word
-sense, by original-task templates. The datasets are samples (about 200 rows a template), so the cap
-is set to their size. CB, ANLI, COPA, WSC, HellaSwag and Winogrande are asked on a few dozen to a few hundred
-rows of their training splits: no numbers to compare with published ones.
+DIR/vocab/t5_cc_all.32000 holds T5's vocabulary; without MTPT_DATA, DIR is ../shared/data beside the
+checkout. The score is the accuracy of rank classification on inference, coreference, sentence
+completion and word sense, by original-task templates. The datasets are samples (about 200 rows a
+template), so the cap is set to their size. CB, ANLI, COPA, WSC, HellaSwag and Winogrande are asked
+on a few dozen to a few hundred rows of their training splits: no numbers to compare with published
+ones.
 
-Hardware: 2 CPU cores. This is the smallest run that goes all the way, about ten minutes; T0 itself starts
+Hardware: 2 CPU cores. This is the smallest run that goes all the way, about ten minutes; T0 itself
+  starts
 from 11 billion pretrained parameters.
 """
 

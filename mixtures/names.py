@@ -1,15 +1,14 @@
 """One name for one dataset and one family, for collections that each have their own.
 
-Super-NaturalInstructions and T0 call the same data by different names (`multinli`, `glue/mnli`), and a task
-of one may hide the test data of the other: what a run holds out is compared by the names from here, which
-are those of `mtpt.tasks.families` wherever it knows one.
+Super-NaturalInstructions and T0 call the same data by different names (`multinli`, `glue/mnli`),
+and a task of one may hide the test data of the other: what a run holds out is compared by the names
+from here, which are those of `mtpt.tasks.families` wherever it knows one.
 """
 
-from mtpt.tasks.families import canonical_dataset, canonical_family
-from mtpt.tasks.prompts import clean_name
+from mtpt.tasks import canonical_dataset, canonical_family, clean_name
 
-# Groups of the hubs, which say where a dataset is kept and not what it is; other parts after a slash are
-# configurations of one dataset.
+# Groups of the hubs, which say where a dataset is kept and not what it is; other parts after a
+# slash are configurations of one dataset.
 GROUPS = ('glue/', 'super_glue/', 'kilt_tasks/')
 
 # Copies, translations, annotations and re-issues of the same examples.

@@ -1,14 +1,14 @@
-"""Super-NaturalInstructions (Wang et al. 2022) in its official layout, from a folder that the config names.
+"""Super-NaturalInstructions (Wang et al. 2022), from a folder in its official layout.
 
-FOLDER/tasks/TASK.json                                as in the authors' repository, or
-FOLDER/{train,test}/TASK.json                         a folder a side; `.json.gz` is read everywhere
-FOLDER/splits/{default,xlingual}/{train,test}_tasks.txt   one task name a line
-FOLDER/tasks_metadata.jsonl.gz                        optional: an index, so that no task file is opened early
+FOLDER/tasks/TASK.json                            as in the authors' repository, or
+FOLDER/{train,test}/TASK.json                     a folder a side; `.json.gz` is read everywhere
+FOLDER/splits/default/{train,test}_tasks.txt      one task name a line; so for other tracks
+FOLDER/tasks_metadata.jsonl.gz                    an index, which may be absent
 
-A task file holds a definition, a few examples with explanations, and instances, each with one or more
-acceptable outputs. A training task gives its last tenth to validation (there is no official validation
-split) and trains on the first output; a test task is asked on its first 100 instances, as the official
-evaluation does, by ROUGE-L and exact match against all outputs.
+A task file holds a definition, a few examples with explanations, and instances, each with one or
+more acceptable outputs. A training task gives its last tenth to validation (there is no official
+validation split) and trains on the first output; a test task is asked on its first 100 instances,
+as the official evaluation does, by ROUGE-L and exact match against all outputs.
 
     config.tasks = dict(module='mtpt.mixtures.natural_instructions', args=dict(folder='.../ni'))
     config.data.mixture = 'natural_instructions_train'
@@ -23,9 +23,9 @@ import random
 import string
 from collections.abc import Iterator
 
+from mtpt import tasks
 from mtpt.config import UserError, choose
 from mtpt.mixtures import names
-from mtpt.tasks import prompts, register as registry, sources
 
 OFFICIAL_TEST_INSTANCES = 100
 VALIDATION_SHARE = 10  # one in so many instances of a training task, from its end
@@ -43,8 +43,8 @@ def register(
 ) -> dict[str, list[str]]:
     """Registers the tasks of one track and the mixtures natural_instructions_train and _test.
 
-    Opens the split lists and the index, or, without an index, the head of each task file. Registering
-    again, from another folder or with other examples, replaces what was there.
+    Opens the split lists and the index, or, without an index, the head of each task file.
+    Registering again, from another folder or with other examples, replaces what was there.
 
     Args:
       folder: the folder with `splits/` and the task files.
@@ -55,11 +55,12 @@ def register(
       vocabulary: what SeqIO's own readers tokenise with.
 
     Returns:
-      The names registered, by 'train' and 'test': the official ones, with `_` for what SeqIO refuses.
+      The names registered, by 'train' and 'test': the official ones, with `_` for what SeqIO
+      refuses.
 
     Raises:
-      UserError: no such folder or track, listed tasks without a file (unless `partial`), a head that
-        names no category.
+      UserError: no such folder or track, listed tasks without a file (unless `partial`), a head
+        that names no category.
     """
     root = pathlib.Path(folder)
     choose('way to pick examples', pick, PICKS)
@@ -71,8 +72,8 @@ def register(
         files = _files(root, side, _listed(root, track, side), partial)
         for name, path in files.items():
             about = index.get(name) or _head(path)
-            registry.task(
-                prompts.clean_name(name),
+            tasks.task(
+                tasks.clean_name(name),
                 _source(path, side, max(shots), pick),
                 [_prompt(shot) for shot in shots],
                 family=names.family(about['categories'][0]),
@@ -81,10 +82,8 @@ def register(
                 vocabulary=vocabulary,
                 replace=True,
             )
-        registered[side] = [prompts.clean_name(name) for name in files]
-        registry.mixture(
-            f'natural_instructions_{side}', registered[side], rule='equal', replace=True
-        )
+        registered[side] = [tasks.clean_name(name) for name in files]
+        tasks.mixture(f'natural_instructions_{side}', registered[side], rule='equal', replace=True)
     return registered
 
 
@@ -110,14 +109,14 @@ def rows(path: pathlib.Path, k: int, pick: str, split: str) -> Iterator[dict]:
         yield dict(id=key, definition=definition, examples=PICKS[pick](shown, k, key), **pair)
 
 
-def _prompt(k: int) -> prompts.Prompt:
+def _prompt(k: int) -> tasks.Prompt:
     """The layout of the authors' own models (Tk-Instruct): definition, examples, the instance."""
     examples = (
         f'{{% for example in examples[:{k}] %}}'
         ' Positive Example {{ loop.index }} -\nInput: {{ example.input }}\n'
         ' Output: {{ example.outputs[0] }}\n\n{% endfor %}'
     )
-    return prompts.Prompt(
+    return tasks.Prompt(
         name=f'examples_{k}' if k else 'definition',
         inputs='Definition: {{ definition }}\n\n'
         + (examples if k else '')
@@ -126,9 +125,9 @@ def _prompt(k: int) -> prompts.Prompt:
     )
 
 
-def _source(path: pathlib.Path, side: str, k: int, pick: str) -> sources.Source:
+def _source(path: pathlib.Path, side: str, k: int, pick: str) -> tasks.Source:
     splits = ('train', 'validation') if side == 'train' else ('test',)
-    return sources.function(functools.partial(rows, path, k, pick), splits=splits)
+    return tasks.function(functools.partial(rows, path, k, pick), splits=splits)
 
 
 def _listed(root: pathlib.Path, track: str, side: str) -> list[str]:
@@ -154,7 +153,7 @@ def _files(root: pathlib.Path, side: str, listed: list[str], partial: bool) -> d
             there.setdefault(path.name.removesuffix('.gz').removesuffix('.json'), path)
     found = {name: there[name] for name in listed if name in there}
     missing = [name for name in listed if name not in there]
-    if missing and not partial or not found:
+    if (missing and not partial) or not found:
         raise UserError(
             f'{len(missing)} of the {len(listed)} {side} tasks have no file in {root} '
             f'({", ".join(missing[:3])}, ...); get them, or set tasks.args.partial to use the '

@@ -1,8 +1,8 @@
 """Reads promptsource's templates.yaml and makes prompts of them.
 
-A template is one Jinja text that renders to `input ||| target`. It is untrusted input: the YAML is read
-by a safe loader that knows two tags beside the standard ones, and the Jinja is only ever rendered in the
-sandbox of `mtpt.tasks.prompts`.
+A template is one Jinja text that renders to `input ||| target`. It is untrusted input: the YAML is
+read by a safe loader that knows two tags beside the standard ones, and the Jinja is only ever
+rendered in the sandbox of `mtpt.tasks.prompts`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import pathlib
 import yaml
 
 from mtpt.config import UserError
-from mtpt.tasks.prompts import Prompt, clean_name
+from mtpt.tasks import Prompt, clean_name
 
 METRICS = {
     'Accuracy': 'accuracy',
@@ -37,15 +37,15 @@ class Template:
 
 
 class Loader(yaml.SafeLoader):
-    """The safe loader, for which promptsource's two tags are plain mappings; any other tag is refused."""
+    """The safe loader, to which promptsource's two tags are mappings; others are refused."""
 
 
 def read_templates(path: str | pathlib.Path) -> list[Template]:
     """Reads one templates.yaml, in the order of the file.
 
     Raises:
-      UserError: the file is absent, is not YAML, holds a tag that is not promptsource's, or a template
-        without a name or without `input ||| target`.
+      UserError: the file is absent, is not YAML, holds a tag that is not promptsource's, or a
+        template without a name or without `input ||| target`.
     """
     path = pathlib.Path(path)
     try:
@@ -82,7 +82,7 @@ def fixed_choices(template: Template) -> tuple[str, ...] | None:
 
 
 def metrics(templates: list[Template]) -> tuple[str, ...]:
-    """The metrics that the templates name, by our names, exact match for those that have none here."""
+    """The metrics that the templates name, by our names; exact match stands in for others."""
     named = [METRICS.get(metric, 'exact_match') for t in templates for metric in t.metrics]
     return tuple(dict.fromkeys(named)) or ('exact_match',)
 

@@ -1,18 +1,19 @@
-"""T0's multi-task prompted training and its zero-shot evaluation (Sanh et al. 2022), from files on disk.
+"""T0's prompted training and its zero-shot evaluation (Sanh et al. 2022), from files on disk.
 
 FOLDER/t0/datasets.csv                      T0's list: dataset, family, role, size
 FOLDER/t0/mixtures.json                     the templates that T0 left out
 FOLDER/t0/promptsource_templates/DATASET/   templates.yaml, as in promptsource
-FOLDER/t0/prompted_train/*.jsonl.gz         rows that are prompted already: template, task, inputs, targets
-FOLDER/t0/eval_fewshot_train/*.jsonl.gz     small subsets of the evaluation datasets, with `shot` and `seed`
-FOLDER/labelled/NAME/SPLIT.jsonl.gz         labelled rows with the columns of the Hugging Face dataset
+FOLDER/t0/prompted_train/*.jsonl.gz         prompted rows: template, task, inputs, targets
+FOLDER/t0/eval_fewshot_train/*.jsonl.gz     rows of the evaluation sets, with `shot` and `seed`
+FOLDER/labelled/NAME/SPLIT.jsonl.gz         rows with the columns of the Hugging Face dataset
 FOLDER/MANIFEST.json                        names the Hugging Face dataset (`hf_name`) of each file
 
-Every dataset becomes one task and each of its templates one prompt, so that T0's cap (500,000 examples a
-dataset, shared by its templates) is the mixing rule `t0`. Inputs end without EOS, targets with it, as T0
-was trained. T0's targets begin with a space which its vocabulary drops again; here none is added.
-Held-out datasets are asked under their original-task templates only. Where a dataset is here as labelled
-rows, these are used, and rows that are prompted already where it is not.
+Every dataset becomes one task and each of its templates one prompt, so that T0's cap (500,000
+examples a dataset, shared by its templates) is the mixing rule `t0`. Inputs end without EOS,
+targets with it, as T0 was trained. T0's targets begin with a space which its vocabulary drops
+again; here none is added. Held-out datasets are asked under their original-task templates only.
+Where a dataset is here as labelled rows, these are used, and rows that are prompted already where
+it is not.
 
     config.tasks = dict(module='mtpt.mixtures.t0', args=dict(folder='.../data'))
     config.data.mixture = 't0_train'
@@ -23,14 +24,13 @@ import collections
 import csv
 import dataclasses
 import functools
-
 import json
 import pathlib
 from collections.abc import Iterator
 
+from mtpt import tasks
 from mtpt.config import UserError, nearest
 from mtpt.mixtures import names, promptsource
-from mtpt.tasks import prompts, register as registry, sources
 
 VALIDATION_SHARE = 10  # one in so many positions of the prompted rows, from the end
 
@@ -74,13 +74,15 @@ def register(
 ) -> dict[str, list[str]]:
     """Registers a task a dataset and the mixtures t0_train and t0_eval.
 
-    Opens the lists and the templates, and no file of examples. Registering again replaces what was there.
+    Opens the lists and the templates, and no file of examples. Registering again replaces what was
+    there.
 
     Args:
       folder: the folder described above.
       groups: T0's training sets: BASE (T0), GPT_EVAL (added in T0+), SGLUE (added in T0++).
       more: further labelled datasets to train on, by their Hugging Face names.
-      cap: examples that a dataset may weigh, shared by its templates; T0's number is for whole datasets.
+      cap: examples that a dataset may weigh, shared by its templates; T0's number is for whole
+        datasets.
       vocabulary: what SeqIO's own readers tokenise with.
 
     Returns:
@@ -120,13 +122,13 @@ def register(
     for side, rule in (('train', dict(rule='t0', cap=cap)), ('eval', dict(rule='equal'))):
         if not registered[side]:
             raise UserError(f'{root} holds no dataset for t0_{side}; is it the right folder?')
-        registry.mixture(f't0_{side}', registered[side], inputs_eos=False, replace=True, **rule)
+        tasks.mixture(f't0_{side}', registered[side], inputs_eos=False, replace=True, **rule)
     return registered
 
 
 def task_name(dataset: str) -> str:
     """The name of the task of a dataset: `t0_super_glue_rte` for `super_glue/rte`."""
-    return f't0_{prompts.clean_name(dataset)}'
+    return f't0_{tasks.clean_name(dataset)}'
 
 
 def find(root: pathlib.Path) -> dict[str, Dataset]:
@@ -155,13 +157,13 @@ def find(root: pathlib.Path) -> dict[str, Dataset]:
 
 
 def prompted_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
-    """Yields rows that are prompted already, grouped: an example is one position under every template.
+    """Yields prompted rows, grouped: an example is one position under every template.
 
-    The same underlying rows recur under all templates of a dataset, in one order, so the last tenth of
-    each template's rows is the validation split.
+    The same underlying rows recur under all templates of a dataset, in one order, so the last tenth
+    of each template's rows is the validation split.
     """
     by_template = collections.defaultdict(list)
-    for number, row in enumerate(sources.jsonl(path).read('train'), 1):
+    for number, row in enumerate(tasks.jsonl(path).read('train'), 1):
         for field in ('template', 'inputs', 'targets'):
             if field not in row:
                 raise UserError(f'{path}, row {number}: no field {field!r}')
@@ -178,7 +180,7 @@ def fewshot_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
     """Yields the rows of a few-shot file once each: subsets drawn with other seeds repeat rows."""
     del split
     seen = set()
-    for row in sources.jsonl(path).read('train'):
+    for row in tasks.jsonl(path).read('train'):
         row = {k: v for k, v in row.items() if k not in ('shot', 'seed')}
         content = json.dumps(row, sort_keys=True)
         if content not in seen:
@@ -188,9 +190,9 @@ def fewshot_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
 
 def _register_labelled(dataset: Dataset, templates: list, options: dict) -> str:
     free = frozenset(t.name for t in templates if (dataset.name, t.name) in FREE)
-    registry.task(
+    tasks.task(
         task_name(dataset.name),
-        sources.jsonl(dataset.labelled),
+        tasks.jsonl(dataset.labelled),
         promptsource.prompts(templates, free),
         metrics=promptsource.metrics(templates),
         **options,
@@ -199,7 +201,7 @@ def _register_labelled(dataset: Dataset, templates: list, options: dict) -> str:
 
 
 def _register_exam(dataset: Dataset, templates: list, options: dict) -> list[str]:
-    """Evaluation by original-task templates: on the validation split, or else on the few-shot rows."""
+    """Asks by original-task templates: on the validation split, or else on few-shot rows."""
     templates = [t for t in templates if t.original_task]
     held = {k: v for k, v in dataset.labelled.items() if k in ('validation', 'test')}
     if held:
@@ -208,9 +210,9 @@ def _register_exam(dataset: Dataset, templates: list, options: dict) -> list[str
     for path in dataset.fewshot:
         round_ = path.name.split('.')[0].rpartition('-r')[2] if '-r' in path.name else ''
         name = task_name(dataset.name) + (f'_r{round_}' if round_ else '')
-        registry.task(
+        tasks.task(
             name,
-            sources.function(functools.partial(fewshot_rows, path), splits=('validation',)),
+            tasks.function(functools.partial(fewshot_rows, path), splits=('validation',)),
             promptsource.prompts(templates),
             metrics=promptsource.metrics(templates),
             **options,
@@ -230,11 +232,11 @@ def _register_prompted(dataset: Dataset, templates: list, options: dict) -> str:
         )
         free = (dataset.name, template.name) in FREE
         choices = None if free else promptsource.fixed_choices(template)
-        ready.append(prompts.Prompt(prompt.name, inputs, targets, choices))
+        ready.append(tasks.Prompt(prompt.name, inputs, targets, choices))
     name = f'{task_name(dataset.name)}_prompted'
-    registry.task(
+    tasks.task(
         name,
-        sources.function(functools.partial(prompted_rows, dataset.prompted)),
+        tasks.function(functools.partial(prompted_rows, dataset.prompted)),
         ready,
         metrics=promptsource.metrics(templates),
         **options,
@@ -250,7 +252,7 @@ def _templates(root: pathlib.Path, blacklist: set[str], dataset: Dataset) -> lis
     """The templates of a dataset, without those that T0 left out by the name of their task."""
     found = promptsource.read_templates(_templates_folder(root, dataset.name) / 'templates.yaml')
     prefix = dataset.name.replace('/', '_')
-    return [t for t in found if f'{prefix}_{prompts.clean_name(t.name)}' not in blacklist]
+    return [t for t in found if f'{prefix}_{tasks.clean_name(t.name)}' not in blacklist]
 
 
 def _check_names(datasets: dict[str, Dataset], groups, more) -> None:

@@ -4,17 +4,19 @@ The config file's own keys are laid over the defaults of the dataclasses first, 
 overridden, and not only those that the file names.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
 import pkgutil
 import types
+import typing
 from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from mtpt.config import UserError, as_dict, nearest, read
+from mtpt.config import UserError, nearest, read
 
 VERB_FLAGS = dict(
     train=dict(workdir=(str, None, 'folder of the run; made if absent, resumed if not')),
@@ -105,12 +107,14 @@ def load(argument: str | None, overrides: list[str] = ()) -> Any:
     if argument is not None:
         name, config = _from_file(argument)
     run = read(Run, {'name': name, **_plain(config)})
-    full = config_dict.ConfigDict(_tuples(as_dict(run)))
+    full = _config_dict(run)
     if overrides:
         for override in overrides:
             _check_key(override, full)
         values = flags.FlagValues()
-        config_flags.DEFINE_config_dict('config', full, flag_values=values)
+        config_flags.DEFINE_config_dict(
+            'config', full, flag_values=values, sys_argv=['mtpt', *overrides]
+        )
         try:
             values(['mtpt', *overrides])
         except (flags.Error, TypeError, ValueError, KeyError) as error:
@@ -151,11 +155,21 @@ def _plain(config):
     return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
 
 
-def _tuples(value):
-    """ml_collections overrides tuples, not lists, from the command line."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+def _config_dict(config: Any) -> config_dict.ConfigDict:
+    """A dataclass as a ConfigDict: None becomes a placeholder of its type, so that flags can set it."""
+    hints, fields = typing.get_type_hints(type(config)), {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _config_dict(value)
+        elif isinstance(value, dict):
+            inner = {k: _config_dict(v) if dataclasses.is_dataclass(v) else v for k, v in value.items()}
+            value = config_dict.ConfigDict(inner)
+        elif value is None:
+            kind = next(t for t in typing.get_args(hints[field.name]) if t is not type(None))
+            value = config_dict.placeholder(kind)
+        fields[field.name] = value
+    return config_dict.ConfigDict(fields)
 
 
 def _check_key(override: str, config) -> None:

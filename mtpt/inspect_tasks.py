@@ -79,8 +79,9 @@ def packed(run: Any, tasks: Any, name: str, vocabulary: Vocabulary) -> str:
     batch = assemble([row], shape._replace(B=1))
     lines = []
     for key, ids in batch.items():
-        shown = ' '.join(map(str, ids[0]))
-        lines.append(f'{key} {list(ids.shape[1:])}\n  {shown}')
+        used = int(np.max(np.flatnonzero(ids[0]), initial=0)) + 1
+        rest = f' and {ids.shape[1] - used} of padding' if used < ids.shape[1] else ''
+        lines.append(f'{key} [{ids.shape[1]}]\n  {" ".join(map(str, ids[0, :used]))}{rest}')
         if key in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'):
             lines.append('  ' + ' '.join(vocabulary.name(int(i)) for i in ids[0] if i))
     return '\n'.join(lines)

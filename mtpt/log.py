@@ -196,7 +196,7 @@ def interval(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) ->
     for name in names:
         column = np.array([float(s[name]) for s in steps])
         if name in SUMS:
-            values[name] = int(column.sum())
+            values[name] = int(np.nansum(column))
         elif name in LAST:
             values[name] = float(column[-1])
         else:
@@ -225,7 +225,7 @@ def _of_tasks(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) -
         if segments[:, i].any():
             values[f'task/{name}/loss'] = losses[i] / counted[i] if counted[i] else math.nan
             values[f'task/{name}/accuracy'] = correct[i] / counted[i] if counted[i] else math.nan
-            values[f'task/{name}/tokens'] = int(tokens[:, i].sum())
+            values[f'task/{name}/tokens'] = int(np.nansum(tokens[:, i]))
             values[f'task/{name}/examples'] = int(segments[:, i].sum())
     return values
 

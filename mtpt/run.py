@@ -9,7 +9,6 @@ The Python door of the command line, for notebooks and other programs:
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import pathlib
 import sys
@@ -44,7 +43,10 @@ from mtpt.prepare import ExamPlan, HeldOut, TasksConfig
 from mtpt.train.loop import TrainConfig, begin, fit
 from mtpt.train.optimizer import OptimizerConfig, make_optimizer
 from mtpt.train.state import InitFromConfig
+from mtpt.versions import installed
 from mtpt.vocabulary import Vocabulary, load
+
+TOLD = ('mtpt', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece', 'seqio')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,20 +363,14 @@ def _provenance(run: Run, manifest: Manifest, model_cfg: ModelConfig, loader: Lo
             for t in manifest.tasks
         ],
         left_out=[list(problem) for problem in loader.problems],
-        versions=versions(),
+        versions=_versions(),
     )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    names = ('mtpt', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
-    found = {'python': sys.version.split()[0]}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = installed()
+    return {'python': sys.version.split()[0]} | {n: found[n] for n in TOLD if n in found}
 
 
 def _write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: Any) -> None:
@@ -392,7 +388,7 @@ def _write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh:
         command='mtpt ' + ' '.join(sys.argv[1:]) if sys.argv[1:] else '',
         config=as_dict(run),
         model=as_dict(model_cfg),
-        versions=versions(),
+        versions=_versions(),
         parameters=int(sum(np.prod(s.shape) for s in shapes)),
         devices=f'{mesh.devices.size} x {mesh.devices.flat[0].device_kind}',
         started=started,

@@ -158,7 +158,7 @@ class SentencePiece(Vocabulary):
         """`encode` of each text, in one call."""
         try:
             return self._processor.encode(list(texts), num_threads=1)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair in one of them
             return [self.encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:

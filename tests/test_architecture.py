@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLOORS = dict(
-    __main__=4, run=4, charts=4, flags=4, inspect_tasks=4, prepare=4, report=4, sweep=4, doctor=4, convert=4, plan=4,
+    __main__=4, run=4, flags=4, inspect_tasks=4, prepare=4, report=4, charts=4, scores=4, versions=4, sweep=4, doctor=4, convert=4, plan=4,
     train=3, evaluate=2, model=1, tasks=1, data=1, merge=1, checkpoint=1,
     mesh=0, trees=0, config=0, log=0, vocabulary=0,
 )  # fmt: skip

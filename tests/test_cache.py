@@ -45,9 +45,7 @@ def mixture(tmp_path):
     file.write_text(''.join(json.dumps(row) + '\n' for row in numbers('train', 100)))
     name = tmp_path.name.replace('-', '_')
     common = dict(family='arithmetic', vocabulary='bytes')
-    tasks.task(
-        f'{name}_f', tasks.function(numbers), PROMPTS, held_out_prompts=HELD_OUT, **common
-    )
+    tasks.task(f'{name}_f', tasks.function(numbers), PROMPTS, held_out_prompts=HELD_OUT, **common)
     tasks.task(f'{name}_j', tasks.jsonl({'train': file}), PROMPTS[:1], **common)
     tasks.text_task(f'{name}_t', tasks.function(prose), vocabulary='bytes')
     tasks.mixture(name, [f'{name}_f', f'{name}_j', f'{name}_t'], rule='equal')
@@ -94,7 +92,10 @@ def test_what_a_loader_reads_is_what_the_tasks_say(tmp_path, mixture):
     assert split.mean_targets == pytest.approx(3.5) and split.shortest_targets == 3
     assert manifest.task(f'{name}_f').splits['validation'].examples == 6
     assert len(validation_batches(manifest, CFG)) >= 1
-    assert open_vocabulary(tmp_path / 'cache' / 'vocabulary').fingerprint == manifest.vocabulary['fingerprint']
+    assert (
+        open_vocabulary(tmp_path / 'cache' / 'vocabulary').fingerprint
+        == manifest.vocabulary['fingerprint']
+    )
 
 
 def test_a_build_that_was_stopped_goes_on_where_it_was(tmp_path, mixture, monkeypatch):
@@ -174,7 +175,11 @@ def test_a_skipped_source_stays_in_the_table_with_its_reason_and_the_rest_renorm
 def test_an_empty_task_is_broken_and_so_is_one_that_raises(tmp_path, mixture):
     name, _ = mixture
     tasks.task(
-        f'{name}_e', tasks.function(lambda split: [], ['train']), PROMPTS, family='logic', vocabulary='bytes'
+        f'{name}_e',
+        tasks.function(lambda split: [], ['train']),
+        PROMPTS,
+        family='logic',
+        vocabulary='bytes',
     )
     with pytest.raises(UserError, match='no examples'):
         build(f'{name}_e', tmp_path / 'cache')

@@ -7,11 +7,12 @@ import os
 import pathlib
 
 import pytest
+import seqio
 
 import mtpt
+from mtpt import tasks
 from mtpt.config import UserError
 from mtpt.mixtures import names, natural_instructions
-from mtpt.tasks import read, register
 from mtpt.vocabulary import open_vocabulary
 
 DATA = pathlib.Path(
@@ -63,27 +64,27 @@ def write_collection(root, train=('nitask1_alpha',), test=('nitask2_beta-two',))
 @pytest.fixture(autouse=True)
 def registered_anew():
     """Tests register small collections under the names of the large one."""
-    before = set(register.task_names(True)), set(register.mixture_names())
+    before = set(tasks.task_names(True)), set(tasks.mixture_names())
     yield
-    for registry, old in zip((register.seqio.TaskRegistry, register.seqio.MixtureRegistry), before):
+    for registry, old in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before):
         for name in set(registry.names()) - old:
             registry.remove(name)
 
 
 def exam(name, split, limit=None):
-    return list(read.exams(name, split, BYTES, True, limit))
+    return list(tasks.exams(name, split, BYTES, True, limit))
 
 
 def test_a_training_task_keeps_its_last_tenth_for_validation(tmp_path):
     natural_instructions.register(str(write_collection(tmp_path)))
-    source = register.card_of(register.find('nitask1_alpha')).source
+    source = tasks.card_of(tasks.find('nitask1_alpha')).source
     train, held = ([row['id'] for row in source.read(s)] for s in ('train', 'validation'))
     assert train == [f'i{i}' for i in range(18)] and held == ['i18', 'i19']
 
 
 def test_a_test_task_is_asked_on_its_first_hundred_instances(tmp_path):
     natural_instructions.register(str(write_collection(tmp_path)))
-    card = register.card_of(register.find('nitask2_beta_two'))
+    card = tasks.card_of(tasks.find('nitask2_beta_two'))
     assert [row['id'] for row in card.source.read('test')] == [f'i{i}' for i in range(100)]
     assert card.source.splits == ('test',)  # the official protocol never trains on it
     assert card.metrics == ('rougeL', 'exact_match')
@@ -93,7 +94,7 @@ def test_every_output_is_a_reference_and_the_first_is_trained_on(tmp_path):
     natural_instructions.register(str(write_collection(tmp_path)))
     [first] = exam('nitask2_beta_two.definition', 'test', limit=1)
     assert first['references'] == ['1', 'plus 1'] and first['choices'] is None
-    [(inputs, targets)] = next(read.training_examples('nitask1_alpha', 'train', BYTES, True))
+    [(inputs, targets)] = next(tasks.training_examples('nitask1_alpha', 'train', BYTES, True))
     assert BYTES.decode(targets) == '1'
     assert BYTES.decode(inputs) == (
         'Definition: Add one to the number.\n\n'
@@ -104,7 +105,7 @@ def test_every_output_is_a_reference_and_the_first_is_trained_on(tmp_path):
 def test_positive_examples_are_shown_as_asked(tmp_path):
     root = str(write_collection(tmp_path))
     natural_instructions.register(root, k=(0, 2))
-    names_ = register.exam_names('natural_instructions_test')
+    names_ = tasks.exam_names('natural_instructions_test')
     assert names_ == ['nitask2_beta_two.definition', 'nitask2_beta_two.examples_2']
     shown = BYTES.decode(exam(names_[1], 'test', 1)[0]['inputs'])
     assert 'Positive Example 1 -\nInput: 70.\n Output: 71\n' in shown
@@ -113,14 +114,14 @@ def test_positive_examples_are_shown_as_asked(tmp_path):
 
 def test_random_examples_are_the_same_for_the_same_instance(tmp_path):
     natural_instructions.register(str(write_collection(tmp_path)), k=1, pick='random')
-    source = register.card_of(register.find('nitask1_alpha')).source
+    source = tasks.card_of(tasks.find('nitask1_alpha')).source
     drawn = [[row['examples'][0]['input'] for row in source.read('train')] for _ in range(2)]
     assert drawn[0] == drawn[1] and len(set(drawn[0])) > 1
 
 
 def test_families_and_datasets_are_canonical_so_that_holding_out_works(tmp_path):
     natural_instructions.register(str(write_collection(tmp_path)))
-    info = register.exam_info('nitask2_beta_two.definition')
+    info = tasks.exam_info('nitask2_beta_two.definition')
     assert info['dataset'] == names.dataset('glue/mnli') == 'mnli'
     assert info['family'] == names.family('NLI') == names.family('Textual Entailment')
     assert names.dataset('synthetic') is None
@@ -134,7 +135,7 @@ def test_registering_opens_no_instances(tmp_path):
     path.write_text(head + '"Instances": not yet written')
     natural_instructions.register(str(root))
     with pytest.raises(UserError, match=r'nitask1_alpha\.json is not JSON'):
-        next(read.training_examples('nitask1_alpha', 'train', BYTES, True))
+        next(tasks.training_examples('nitask1_alpha', 'train', BYTES, True))
 
 
 def test_the_index_saves_opening_task_files(tmp_path):
@@ -148,7 +149,7 @@ def test_the_index_saves_opening_task_files(tmp_path):
     for path in (root / 'tasks').iterdir():
         path.write_text('{')
     natural_instructions.register(str(root))
-    assert register.exam_info('nitask1_alpha.definition')['dataset'] == 'xsum'
+    assert tasks.exam_info('nitask1_alpha.definition')['dataset'] == 'xsum'
 
 
 def test_folders_of_gzipped_files_serve_as_well(tmp_path):
@@ -163,10 +164,10 @@ def test_folders_of_gzipped_files_serve_as_well(tmp_path):
 def test_missing_task_files_are_an_error_unless_asked_for(tmp_path):
     root = write_collection(tmp_path, train=('nitask1_alpha', 'nitask3_gamma'))
     (root / 'tasks' / 'nitask3_gamma.json').unlink()
-    with pytest.raises(UserError, match='1 of the 2 train tasks have no file .*nitask3_gamma'):
+    with pytest.raises(UserError, match=r'1 of the 2 train tasks have no file .*nitask3_gamma'):
         natural_instructions.register(str(root))
     found = natural_instructions.register(str(root), partial=True)
-    assert found['train'] == register.member_names('natural_instructions_train')
+    assert found['train'] == tasks.member_names('natural_instructions_train')
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_file_without_categories_is_refused_at_once(tmp_path):
 def test_the_collection_has_the_counts_of_its_manifest():
     found = natural_instructions.register(str(DATA / 'ni'), k=(0, 2), partial=True)
     assert (len(found['train']), len(found['test'])) == (162, 31)
-    sources = {n: register.card_of(register.find(n)).source for n in sum(found.values(), [])}
+    sources = {n: tasks.card_of(tasks.find(n)).source for names_ in found.values() for n in names_}
     train = sum(sources[n].size(split) for n in found['train'] for split in ('train', 'validation'))
     assert train == 50_273
     assert sum(sources[n].size('test') for n in found['test']) == 3_100
@@ -227,12 +228,12 @@ def test_the_collection_has_the_counts_of_its_manifest():
 def test_no_test_family_or_dataset_is_trained_on():
     natural_instructions.register(str(DATA / 'ni'), partial=True)
     train, test = (
-        [register.exam_info(n) for n in register.exam_names(f'natural_instructions_{side}')]
+        [tasks.exam_info(n) for n in tasks.exam_names(f'natural_instructions_{side}')]
         for side in ('train', 'test')
     )
     for key in ('family', 'dataset'):
         assert not {info[key] for info in train} & {info[key] for info in test}
-    hidden = register.exam_info('task199_mnli_classification.definition')
+    hidden = tasks.exam_info('task199_mnli_classification.definition')
     assert (hidden['dataset'], hidden['family']) == ('mnli', 'natural_language_inference')
 
 
@@ -243,8 +244,8 @@ def test_every_task_renders_and_names_several_references():
     for name, split in [(n, 'validation') for n in found['train']] + [
         (n, 'test') for n in found['test']
     ]:
-        for prompt in register.exam_names(name):
-            examples = list(itertools.islice(read.exams(prompt, split, BYTES, True), 5))
+        for prompt in tasks.exam_names(name):
+            examples = list(itertools.islice(tasks.exams(prompt, split, BYTES, True), 5))
             assert len(examples) == 5
             many += sum(len(example['references']) > 1 for example in examples)
     assert many > 50

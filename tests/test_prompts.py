@@ -87,7 +87,7 @@ def test_a_missing_field_is_named_with_what_there_is():
         "prompt 'p' of task 'nli' names the field 'premis'; the example has: "
         'hypothesis, label, options, premise, tags'
     )
-    with pytest.raises(UserError, match="names the field 'options.words'"):
+    with pytest.raises(UserError, match=r"names the field 'options.words'"):
         render(Prompt('p', 'q', 'x', 'options.words'), EXAMPLE)
     with pytest.raises(UserError, match='no attribute'):
         written('{{ options.words }}')
@@ -113,7 +113,7 @@ def test_a_target_outside_the_choices_is_an_error():
     ],
 )
 def test_a_template_cannot_reach_pythons_insides(template):
-    with pytest.raises(UserError, match='insides|another template'):
+    with pytest.raises(UserError, match=r'insides|another template'):
         written(template)
 
 

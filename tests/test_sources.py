@@ -85,7 +85,7 @@ def test_making_a_source_opens_nothing():
     ]
     assert made[0].splits == ('train',)
     assert made[-1].size('train') == 3
-    with pytest.raises(UserError, match='no file /nowhere/a.jsonl'):
+    with pytest.raises(UserError, match=r'no file /nowhere/a.jsonl'):
         listed(made[0])
     with pytest.raises(UserError, match="no split 'tain'; did you mean 'train'"):
         made[0].read('tain')
@@ -142,7 +142,7 @@ def test_values_become_what_json_holds():
         d='2020-01-02', m='1.50', e=3, n=None, nest={'k': [True, {'q': 'w'}]},
     )  # fmt: skip
     assert json.loads(json.dumps(found)) == found
-    with pytest.raises(UserError, match="field 'k.x' is a object"):
+    with pytest.raises(UserError, match=r"field 'k.x' is a object"):
         plain({'k': {'x': object()}})
     with pytest.raises(UserError, match='is int, not a dict'):
         listed(sources.function(lambda split: [3], splits=('train',)))
@@ -192,7 +192,7 @@ def test_tfds_sets_are_read_where_they_are_prepared_and_refused_at_once_where_no
     source = sources.tfds('tiny_set', {'train': 'train[:2]', 'rest': 'train[2:]'}, str(tmp_path))
     assert listed(source) == [{'label': 0, 'text': 'a'}, {'label': 1, 'text': 'b é'}]
     assert source.size('train') == 2 and source.size('rest') == 1
-    with pytest.raises(UserError, match="'glue/cola' is not prepared in .*download_and_prepare"):
+    with pytest.raises(UserError, match=r"'glue/cola' is not prepared in .*download_and_prepare"):
         listed(sources.tfds('glue/cola', data_dir=str(tmp_path)))
     with pytest.raises(UserError, match="knows no data set 'no_such_set'"):
         listed(sources.tfds('no_such_set', data_dir=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""T0's data: promptsource's templates are read as strangers' files, and rendered as T0 rendered them."""
+"""T0's data: promptsource's templates are a stranger's files, and render as T0 rendered them."""
 
 import collections
 import gzip
@@ -8,11 +8,13 @@ import os
 import pathlib
 
 import pytest
+import seqio
 
 import mtpt
+from mtpt import tasks
 from mtpt.config import UserError
 from mtpt.mixtures import names, promptsource, t0
-from mtpt.tasks import clean_name, read, register, render
+from mtpt.tasks import clean_name, render
 from mtpt.vocabulary import open_vocabulary
 
 DATA = pathlib.Path(
@@ -129,15 +131,15 @@ def write_pack(root):
 @pytest.fixture(autouse=True)
 def registered_anew():
     """Tests register small packs under the names of the large one."""
-    before = set(register.task_names(True)), set(register.mixture_names())
+    before = set(tasks.task_names(True)), set(tasks.mixture_names())
     yield
-    for registry, old in zip((register.seqio.TaskRegistry, register.seqio.MixtureRegistry), before):
+    for registry, old in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before):
         for name in set(registry.names()) - old:
             registry.remove(name)
 
 
 def exam(name, split='validation'):
-    return list(read.exams(name, split, BYTES, False))
+    return list(tasks.exams(name, split, BYTES, False))
 
 
 def test_a_template_renders_input_and_target_apart(tmp_path):
@@ -198,7 +200,7 @@ def test_choice_most_frequent_and_zip_are_there(tmp_path):
     ],
 )
 def test_a_hostile_template_gets_nothing(tmp_path, expression):
-    text = TOPIC.replace('Any topic of {{ text }}', json.dumps('{{ %s }}' % expression)[1:-1])
+    text = TOPIC.replace('Any topic of {{ text }}', json.dumps(f'{{{{ {expression} }}}}')[1:-1])
     path = write_templates(tmp_path, 'news', text.replace("''", '""'))
     with pytest.raises(UserError):
         _, prompt = promptsource.prompts(promptsource.read_templates(path))
@@ -212,7 +214,7 @@ def test_a_hostile_template_gets_nothing(tmp_path, expression):
 )
 def test_a_tag_in_yaml_makes_no_python_object(tmp_path, tag):
     text = TOPIC.replace('answer_choices: null', f'answer_choices: {tag}')
-    with pytest.raises(UserError, match='is not a promptsource file.*tag'):
+    with pytest.raises(UserError, match=r'is not a promptsource file.*tag'):
         promptsource.read_templates(write_templates(tmp_path, 'news', text))
 
 
@@ -244,19 +246,19 @@ def test_training_and_evaluation_get_what_t0_gives_them(tmp_path):
     found = t0.register(str(write_pack(tmp_path)))
     assert found['train'] == ['t0_news', 't0_reviews_prompted']
     assert found['eval'] == ['t0_super_glue_cb', 't0_super_glue_rte']
-    assert register.inputs_eos('t0_train') is False
+    assert tasks.inputs_eos('t0_train') is False
     # held-out sets are asked by original-task templates only, and never trained on
-    assert register.exam_names('t0_eval') == [f'{n}.does_it_follow' for n in found['eval']]
-    info = register.exam_info('t0_super_glue_rte.does_it_follow')
+    assert tasks.exam_names('t0_eval') == [f'{n}.does_it_follow' for n in found['eval']]
+    info = tasks.exam_info('t0_super_glue_rte.does_it_follow')
     assert info['family'] == 'natural_language_inference' and info['dataset'] == 'rte'
-    assert 'train' not in register.find('t0_super_glue_rte').splits
+    assert 'train' not in tasks.find('t0_super_glue_rte').splits
     # T0's list of left-out templates holds
-    assert register.exam_names('t0_news') == ['t0_news.topic']
+    assert tasks.exam_names('t0_news') == ['t0_news.topic']
 
 
 def test_inputs_end_without_and_targets_with_end_of_sequence(tmp_path):
     t0.register(str(write_pack(tmp_path)))
-    [(inputs, targets)] = next(read.training_examples('t0_news', 'train', BYTES, False))
+    [(inputs, targets)] = next(tasks.training_examples('t0_news', 'train', BYTES, False))
     assert inputs[-1] != BYTES.eos and targets[-1] == BYTES.eos
     assert BYTES.decode(targets) == 'sport'  # without the leading space
 
@@ -264,10 +266,10 @@ def test_inputs_end_without_and_targets_with_end_of_sequence(tmp_path):
 def test_each_dataset_weighs_its_rows_times_its_templates_up_to_the_cap(tmp_path):
     root = str(write_pack(tmp_path))
     t0.register(root)
-    rates = {m.name: m.rate for m in register.members('t0_train')}
+    rates = {m.name: m.rate for m in tasks.members('t0_train')}
     assert rates['t0_news'] / rates['t0_reviews_prompted'] == pytest.approx(5 / (18 * 2))
     t0.register(root, cap=4)
-    rates = {m.name: m.rate for m in register.members('t0_train')}
+    rates = {m.name: m.rate for m in tasks.members('t0_train')}
     assert rates['t0_news'] / rates['t0_reviews_prompted'] == pytest.approx(4 / (2 * 2))
 
 
@@ -275,7 +277,7 @@ def test_prompted_rows_are_split_by_position_within_a_template(tmp_path):
     t0.register(str(write_pack(tmp_path)))
     seen = {}
     for split in ('train', 'validation'):
-        pairs = read.training_examples('t0_reviews_prompted', split, BYTES, False)
+        pairs = tasks.training_examples('t0_reviews_prompted', split, BYTES, False)
         seen[split] = sorted(BYTES.decode(i) for example in pairs for i, _ in example)
     assert seen['validation'] == ['left-out 9 |||', 'topic 18 |||', 'topic 19 |||']
     assert len(seen['train']) == 18 + 9 and not set(seen['train']) & set(seen['validation'])
@@ -314,7 +316,7 @@ def test_registering_opens_no_file_of_examples(tmp_path):
         path.write_bytes(b'damaged')
     t0.register(str(root))
     with pytest.raises(UserError, match=r'news/train\.jsonl\.gz is damaged'):
-        next(read.training_examples('t0_news', 'train', BYTES, False))
+        next(tasks.training_examples('t0_news', 'train', BYTES, False))
 
 
 def test_a_malformed_line_and_a_missing_field_are_named(tmp_path):
@@ -325,7 +327,7 @@ def test_a_malformed_line_and_a_missing_field_are_named(tmp_path):
     write_lines(root / 't0' / 'prompted_train' / 'reviews.jsonl.gz', [dict(template='topic')])
     t0.register(str(root))
     with pytest.raises(UserError, match=r'news/train\.jsonl\.gz, line 2: expected one JSON object'):
-        list(read.training_examples('t0_news', 'train', BYTES, False))
+        list(tasks.training_examples('t0_news', 'train', BYTES, False))
     with pytest.raises(
         UserError, match="names the field 'hypothesis'; the example has: label, prem"
     ):
@@ -369,20 +371,19 @@ def test_held_out_datasets_are_asked_under_the_templates_that_t0_lists():
     listed = json.loads((DATA / 't0' / 'mixtures.json').read_text())['eval_templates']
     for entry in listed:
         dataset = '/'.join(filter(None, (entry['dataset'], entry['subset'])))
-        tasks = [n for n in found['eval'] if n.startswith(t0.task_name(dataset))]
-        assert tasks or dataset == 'story_cloze/2016'  # of which no copy may be passed on
-        for task in tasks:
-            prompts = {register.exam_info(n)['prompt'] for n in register.exam_names(task)}
+        asked = [n for n in found['eval'] if n.startswith(t0.task_name(dataset))]
+        assert asked or dataset == 'story_cloze/2016'  # of which no copy may be passed on
+        for task in asked:
+            prompts = {tasks.exam_info(n)['prompt'] for n in tasks.exam_names(task)}
             assert prompts == {clean_name(name) for name in entry['templates']}
-    assert len(found['eval']) == 10 and len(register.exam_names('t0_eval')) == 111
+    assert len(found['eval']) == 10 and len(tasks.exam_names('t0_eval')) == 111
 
 
 @needs_data
 def test_no_held_out_family_or_dataset_is_trained_on():
     t0.register(str(DATA), groups=('BASE', 'GPT_EVAL', 'SGLUE'), more=('glue/sst2',))
     train, test = (
-        [register.exam_info(n) for n in register.exam_names(f't0_{side}')]
-        for side in ('train', 'eval')
+        [tasks.exam_info(n) for n in tasks.exam_names(f't0_{side}')] for side in ('train', 'eval')
     )
     for key in ('family', 'dataset'):
         assert not {info[key] for info in train} & {info[key] for info in test}
@@ -396,7 +397,7 @@ def test_published_prompted_rows_are_all_read_and_held_apart():
     prompted = [n for n in found['train'] if n.endswith('_prompted')]
     read_ = collections.Counter()
     for name in prompted:
-        card = register.card_of(register.find(name))
+        card = tasks.card_of(tasks.find(name))
         for split in ('train', 'validation'):
             read_[split] += sum(len(row['rows']) for row in card.source.read(split))
     # the manifest's 34,611 rows without those of ag_news, which is here as labelled rows
@@ -407,21 +408,21 @@ def test_published_prompted_rows_are_all_read_and_held_apart():
 @needs_data
 def test_every_template_renders_on_every_labelled_dataset():
     found = t0.register(str(DATA), groups=('BASE', 'GPT_EVAL', 'SGLUE'))
-    tasks = sorted({*found['labelled'], *found['eval'], *found['train']})
+    every = sorted({*found['labelled'], *found['eval'], *found['train']})
     rendered = 0
-    for name in tasks:
-        card = register.card_of(register.find(name))
+    for name in every:
+        card = tasks.card_of(tasks.find(name))
         for split in card.source.splits:
             for example in itertools.islice(card.source.read(split), 0, 200, 8):
                 rendered += sum(render(p, example, name) is not None for p in card.prompts)
-    assert len(tasks) == 58 and rendered > 10_000
+    assert len(every) == 58 and rendered > 10_000
 
 
 @needs_data
 def test_prompts_come_out_as_t0_published_them():
     """56 of T0's own renderings of ag_news are of rows that are here with their fields, too."""
     t0.register(str(DATA))
-    card = register.card_of(register.find('t0_ag_news'))
+    card = tasks.card_of(tasks.find('t0_ag_news'))
     path = DATA / 't0' / 'prompted_train' / 'ag_news.jsonl.gz'
     with gzip.open(path, 'rt', encoding='utf-8') as lines:
         rows = [json.loads(line) for line in lines]
@@ -443,7 +444,7 @@ def test_the_config_holds_out_what_it_examines(name):
     from mtpt import prepare, run
 
     config = run.read(name)
-    tasks = prepare.open_tasks(config.tasks)
+    prepare.open_tasks(config.tasks)
     prepare.check_held_out(tasks, config.data.mixture, config.held_out)
     for exam_mixture, plan in config.exams.items():
         infos = [tasks.exam_info(n) for n in tasks.exam_names(exam_mixture)]

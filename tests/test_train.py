@@ -9,7 +9,6 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,6 +28,7 @@ from mtpt.trees import flatten
 TASKS = ['add', 'sort', 'copy']
 V = 64
 MODEL = resolve(ModelConfig(D=16, H=2, K=8, F=32, encoder_layers=1, decoder_layers=1, tied=True), V)
+RATE = dict(adamw=2e-2, sgd=1.0)
 LOSS = dict(z_loss=1e-4, label_smoothing=0.0, loss_normalizing_factor='tokens')
 
 
@@ -36,7 +36,6 @@ def batch(seed=0, B=8, T=12, G=3):
     """Rows of three segments, the last of which may be padding, and a task for each."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 5, (B, G))
-    segments = np.stack([np.repeat(np.arange(G + 1), [*n, T - sum(n)])[:T] for n in lengths])
     segments = np.stack([np.r_[np.repeat([1, 2, 3], n), np.zeros(T, int)][:T] for n in lengths])
     targets = rng.integers(3, V, (B, T)) * (segments > 0)
     first = np.diff(segments, axis=1, prepend=0) != 0
@@ -69,10 +68,10 @@ def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def optimizer(name='adamw', rate=3e-3, steps=100):
-    schedule = ScheduleConfig(name='linear', rate=rate, warmup=2)
+def optimizer(name='adamw'):
+    schedule = ScheduleConfig(name='linear', rate=RATE[name], warmup=2)
     return make_optimizer(
-        OptimizerConfig(name=name, schedule=schedule, clip=1.0), encoder_decoder.dims(MODEL), steps
+        OptimizerConfig(name=name, schedule=schedule, clip=1.0), encoder_decoder.dims(MODEL), 150
     )
 
 
@@ -99,12 +98,22 @@ def same(a, b):
     assert int(a.step) == int(b.step)
 
 
-def one_step(data, tx=None, mesh=mesh, **loss):
-    """The state and the metrics after one step on one batch."""
-    tx = tx or optimizer('sgd', rate=1.0)
+@functools.cache
+def compiled(name):
+    """The optimizer, and a step that is traced once for all tests."""
+    tx = optimizer(name)
+    return tx, make_train_step(MODEL, tx, len(TASKS), **LOSS)
+
+
+def run(data, steps=1, name='sgd', state=None):
+    """The state and the metrics after some steps on one batch."""
+    tx, step = compiled(name)
     with jax.set_mesh(mesh()):
-        step = make_train_step(MODEL, tx, len(TASKS), **LOSS | loss)
-        return step(new_state(MODEL, tx, 0), place(data, mesh()))
+        placed = place(data, mesh())
+        state = new_state(MODEL, tx, 0) if state is None else state
+        for _ in range(steps):
+            state, metrics = step(state, placed)
+    return state, metrics
 
 
 def test_ten_steps_equal_five_saved_loaded_and_five_more(tmp_path):
@@ -123,7 +132,7 @@ def test_ctrl_c_finishes_the_step_saves_and_the_run_goes_on_from_there(tmp_path)
             os.kill(os.getpid(), signal.SIGINT)
         return batch
 
-    with pytest.raises(Interrupted, match='stopped by Ctrl-C after step .*same command goes on'):
+    with pytest.raises(Interrupted, match=r'stopped by Ctrl-C after step .*same command goes on'):
         train(tmp_path / 'cut', 10, functools.partial(loader, spoil=pressed))
     saved = Checkpoints(tmp_path / 'cut').latest()
     assert 1 <= saved <= 6
@@ -151,8 +160,8 @@ def test_accumulated_parts_give_the_update_of_the_whole():
     data = batch(seed=5)
     data['decoder_loss_weights'][:2] = 0
     parts = {name: x.reshape(4, 2, -1) for name, x in data.items()}
-    whole, metrics = one_step(data, label_smoothing=0.1)
-    accumulated, summed = one_step(parts, label_smoothing=0.1)
+    whole, metrics = run(data)
+    accumulated, summed = run(parts)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         whole.params,
@@ -163,15 +172,11 @@ def test_accumulated_parts_give_the_update_of_the_whole():
 
 
 def test_a_tiny_model_memorises_eight_examples():
-    tx, data = optimizer(rate=2e-2, steps=150), batch(seed=3, G=3)
+    data = batch(seed=3)
     data['segment_task_ids'][:, 1:] = 0
     for side in ('encoder', 'decoder'):
         data[f'{side}_segment_ids'] = np.minimum(data[f'{side}_segment_ids'], 1)
-    with jax.set_mesh(mesh()):
-        step, state = make_train_step(MODEL, tx, len(TASKS), **LOSS), new_state(MODEL, tx, 0)
-        placed = place(data, mesh())
-        for _ in range(150):
-            state, metrics = step(state, placed)
+    _, metrics = run(data, 150, 'adamw')
     assert metrics['train/loss'] < 0.05
     assert metrics['train/accuracy'] > 0.99
 
@@ -219,7 +224,8 @@ def test_sums_by_task_are_those_of_a_loop_and_one_bad_task_leaves_the_others_int
                 k: jax.device_put(x, act('BT')) for k, x in dict(nll=nll, correct=correct).items()
             }
             got = jax.jit(lambda losses, batch: task_sums(losses, batch, 3))(losses, placed)
-        np.testing.assert_allclose(np.stack(list(got.values())), expected, rtol=1e-5)
+        names = [f'task/{name}' for name in ('loss_sum', 'correct', 'tokens', 'segments')]
+        np.testing.assert_allclose([got[name] for name in names], expected, rtol=1e-5)
     assert np.isnan(expected[0, bad]) and np.isfinite(np.delete(expected[0], bad)).all()
 
 
@@ -242,19 +248,15 @@ def spoiled(step, batch, at, task=2):
     return batch
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted(tmp_path):
-    clean, _ = one_step(batch(seed=1))
-    with jax.set_mesh(mesh()):
-        tx = optimizer('sgd', rate=1.0)
-        step, state = make_train_step(MODEL, tx, len(TASKS), **LOSS), new_state(MODEL, tx, 0)
-        state, metrics = step(state, place(spoiled(1, batch(seed=2), at=[1]), mesh()))
-        assert (int(metrics['train/skipped']), int(state.skipped), int(state.step)) == (1, 1, 1)
-        assert np.array(metrics['task/nonfinite']).tolist() == [False, False, True, False]
-        fresh = new_state(MODEL, tx, 0)
-        jax.tree.map(np.testing.assert_array_equal, state.params, fresh.params)
-        state, metrics = step(state._replace(step=fresh.step), place(batch(seed=1), mesh()))
-        assert (int(metrics['train/skipped']), int(state.skipped)) == (0, 0)
-        jax.tree.map(np.testing.assert_array_equal, state.params, clean.params)
+def test_an_update_that_is_not_finite_is_left_out_and_counted():
+    clean, _ = run(batch(seed=1), name='adamw')
+    spoilt, metrics = run(spoiled(1, batch(seed=2), at=[1]), name='adamw')
+    assert (int(metrics['train/skipped']), int(spoilt.skipped), int(spoilt.step)) == (1, 1, 1)
+    assert np.array(metrics['task/nonfinite']).tolist() == [False, False, True, False]
+    state = spoilt._replace(step=jax.numpy.zeros_like(spoilt.step))
+    state, metrics = run(batch(seed=1), name='adamw', state=state)
+    assert (int(metrics['train/skipped']), int(state.skipped)) == (0, 0)
+    same(state, clean)
 
 
 def test_a_run_that_stays_broken_stops_and_names_the_task_and_the_last_checkpoint(tmp_path):
@@ -329,9 +331,9 @@ def test_lines_past_the_resumed_step_and_cut_lines_are_dropped(tmp_path):
 
 
 def test_the_metrics_of_one_step_are_the_golden_ones():
-    _, metrics = one_step(batch(seed=0), optimizer('adafactor'), label_smoothing=0.1)
+    _, metrics = run(batch(seed=0))
     got = {name: np.round(np.asarray(x, float), 4).tolist() for name, x in metrics.items()}
-    assert got == pytest.approx(GOLDEN, rel=2e-4), got
+    assert got == {name: pytest.approx(x, rel=1e-3, abs=1e-6) for name, x in GOLDEN.items()}, got
 
 
 GOLDEN = {}

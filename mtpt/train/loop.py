@@ -378,7 +378,7 @@ class Signals:
         if self.saving and not self._warned:
             self._warned = True
             self._say('the checkpoint is being written; once more to leave without it')
-        elif self.asked:
+        elif self.asked or self._warned:
             raise KeyboardInterrupt
         else:
             self.asked = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'

@@ -26,7 +26,7 @@ def prompts(templates: dict[str, str]) -> tuple[Prompt, ...]:
 
 def add(recipe: Recipe) -> None:
     """One call into SeqIO's registry."""
-    source = function(recipe.examples, SPLITS, {split: recipe.size(split) for split in SPLITS})
+    source = function(recipe.examples, SPLITS)
     task(
         recipe.name,
         source,

@@ -28,9 +28,10 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from mtpt.mixtures import names, promptsource
+
 from mtpt import tasks
 from mtpt.config import UserError, nearest
-from mtpt.mixtures import names, promptsource
 
 VALIDATION_SHARE = 10  # one in so many positions of the prompted rows, from the end
 

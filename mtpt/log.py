@@ -176,12 +176,12 @@ class Writer:
     def _plain_line(self, values: Mapping[str, float]) -> None:
         if self._bar is not None:
             return
-        left = values.get('time/step', math.nan) * (self.total - self._last)
-        clock = '?' if math.isnan(left) else f'{int(left) // 60}:{int(left) % 60:02d}'
-        self.say(
-            f'step {self._last}/{self.total}  loss {values.get("train/loss", math.nan):.3f}  '
-            f'{values.get("time/tokens_per_s", math.nan):,.0f} tokens/s  {clock} left'
-        )
+        line = f'step {self._last}/{self.total}  loss {values.get("train/loss", math.nan):.3f}'
+        if 'time/step' in values:
+            left = round(values['time/step'] * (self.total - self._last))
+            speed = f'{values["time/tokens_per_s"]:,.0f} tokens/s'
+            line += f'  {speed}  {left // 60}:{left % 60:02d} left'
+        self.say(line)
 
 
 def interval(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) -> dict[str, float]:

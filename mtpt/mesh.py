@@ -12,6 +12,7 @@ U relative-position buckets  E experts  C capacity slots  O answer choices  R ro
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,8 +131,20 @@ def einsum(eq: str, x: jax.Array, w: Any, out: P | None = None) -> jax.Array:
       w: a weight (array or `nnx.Param`) or a second activation.
       out: a sharding for the result where the letters do not tell it.
     """
-    w = w[...].astype(x.dtype)
-    return jnp.einsum(eq, x, w, out_sharding=out or act(eq.split('->')[1]))
+    w, spec = w[...].astype(x.dtype), out or act(eq.split('->')[1])
+    x_dims, w_dims, out_dims = eq.replace('->', ',').split(',')
+    n = len(os.path.commonprefix([x_dims, out_dims]))
+    if n < 2 or set(x_dims[:n]) & set(w_dims) or any(spec[1:n]):
+        return jnp.einsum(eq, x, w, out_sharding=spec)
+    # Rows and positions as one dimension: the gradient of the weight is then one plain product, for
+    # which XLA transposes nothing (twice as fast on a CPU).
+    flat = jnp.einsum(
+        f'm{x_dims[n:]},{w_dims}->m{out_dims[n:]}',
+        x.reshape(-1, *x.shape[n:]),
+        w,
+        out_sharding=P(spec[0], *spec[n:]),
+    )
+    return jax.lax.reshape(flat, (*x.shape[:n], *flat.shape[1:]), out_sharding=spec)
 
 
 def rows(x: jax.Array) -> jax.Array:

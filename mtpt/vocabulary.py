@@ -68,10 +68,12 @@ class Vocabulary:
             return [i for part in parts if part for i in self._special_or_text(part)]
         try:
             return self._encode(text)
-        except (
-            UnicodeEncodeError
-        ):  # half of a surrogate pair, which JSON can carry and UTF-8 cannot
-            return self._encode(text.encode('utf-8', 'replace').decode())
+        except (UnicodeEncodeError, RuntimeError):
+            # Half of a surrogate pair, which JSON can carry and UTF-8 cannot: a question mark.
+            whole = text.encode('utf-8', 'replace').decode()
+            if whole == text:
+                raise
+            return self._encode(whole)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
@@ -158,7 +160,7 @@ class SentencePiece(Vocabulary):
         """`encode` of each text, in one call."""
         try:
             return self._processor.encode(list(texts), num_threads=1)
-        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair in one of them
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair
             return [self.encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:

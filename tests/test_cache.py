@@ -4,6 +4,8 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -286,6 +288,37 @@ def test_the_same_examples_come_from_a_stream(tmp_path, mixture):
         seen |= set(np.unique(batch['segment_task_ids']).tolist())
         texts = vocabulary.decode(batch['decoder_target_tokens'][0])
     assert seen == {0, 1, 2, 3} and texts
+
+
+def test_the_table_of_a_stream_can_be_cached_with_its_evaluation_data_only(tmp_path, mixture):
+    name, file = mixture
+    manifest = build(name, tmp_path / 'cache', splits=('validation',), exam_mixtures=[name])
+    outline = cache.outline(name, 'bytes')
+    assert manifest.names == outline.names and np.allclose(manifest.rates, outline.rates)
+    assert [sorted(task.splits) for task in manifest.tasks] == [['validation'], [], ['validation']]
+    assert validation_batches(manifest, CFG) and manifest.exam_sets()
+    file.unlink()
+    with pytest.raises(UserError, match=rf"'{name}_j'.*no file"):
+        build(name, tmp_path / 'other', splits=('validation',))
+
+
+def test_what_a_killed_build_left_behind_goes(tmp_path, mixture):
+    name, _ = mixture
+    for age in (0, 2 * cache.STALE):
+        place = tmp_path / 'cache' / 'shards' / f'{name}_f' / f'x.partial-{age}'
+        place.mkdir(parents=True)
+        os.utime(place, (time.time() - age,) * 2)
+    build(f'{name}_f', tmp_path / 'cache')
+    assert [p.name for p in place.parent.glob('*partial*')] == ['x.partial-0']
+
+
+def test_the_fingerprint_is_that_of_the_order_of_training_examples(tmp_path, mixture):
+    name, _ = mixture
+    first = build(name, tmp_path / 'cache')
+    build(f'{name}_f', tmp_path / 'cache')
+    again = build(name, tmp_path / 'cache', exam_mixtures=[name], validation_examples=3)
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != build(f'{name}_f', tmp_path / 'cache').fingerprint
 
 
 def test_examples_of_a_split_fill_many_shards_without_loss(tmp_path):

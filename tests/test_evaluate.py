@@ -114,7 +114,7 @@ def by_hand(inputs, target):
     return total
 
 
-def test_the_score_is_the_sum_of_log_probabilities_with_eos_and_encode_once_equals_each_pair_alone():
+def test_the_score_is_the_sum_of_log_probabilities_with_eos_as_each_pair_alone_has_it():
     some = items(4)
     found = scores(CFG, model(), some, 512)
     for (inputs, choices), row in zip(some, found):
@@ -198,9 +198,10 @@ def test_one_more_choice_changes_no_other_score_and_an_unlikely_one_no_predictio
 
 
 def test_equal_choices_tie_exactly_and_the_first_wins():
-    x, choice = [5, 6, EOS], [9, 8, EOS]
-    (found,) = scores(CFG, model(), [(x, [choice] * 5)] + items(4), 512)[:1]
-    assert len(set(found.tolist())) == 1 and predict(found) == 0
+    x, twice, other = [5, 6, EOS], [9, 8, EOS], [7, EOS]
+    (found,) = scores(CFG, model(), [(x, [twice, other, twice]), *items(4)], 512)[:1]
+    assert len(found) == 3 and found[0] == found[2] != found[1]
+    assert found[1] == pytest.approx(by_hand(x, other), abs=2e-4)
     assert predict(np.array([-2.0, -1.0, -1.0])) == 1
 
 
@@ -326,10 +327,11 @@ def test_generated_answers_are_greedy_and_judged_against_all_references():
 def test_exams_of_both_kinds_come_back_in_order_and_progress_reaches_the_end():
     seen = []
     given = [exam('a.x'), exam('b.x', generation=True), exam('c.x', seed=3)]
+    given.append(exam('d.x', seed=4, generation=True))
     rows = take(given, progress=lambda *now: seen.append(now))
-    assert [row['exam'] for row in rows] == ['a.x', 'b.x', 'c.x']
-    assert seen[-1][0] == seen[-1][1] and [a for a, _ in seen] == sorted(a for a, _ in seen)
-    assert [take([one])[0]['value'] for one in given] == [row['value'] for row in rows]
+    assert [row['exam'] for row in rows] == ['a.x', 'b.x', 'c.x', 'd.x']
+    assert seen[-1][0] == seen[-1][1] > 0 and [a for a, _ in seen] == sorted(a for a, _ in seen)
+    assert [take([one])[0] for one in given] == rows
     json.dumps(rows, allow_nan=False)
 
 
@@ -351,9 +353,10 @@ def test_limits_take_the_first_examples_and_share_a_budget_evenly():
 def test_prompts_are_summed_up_to_tasks_and_tasks_to_averages():
     def row(task, prompt, value, kind='new_tasks', metric='accuracy', empty=0.4):
         return dict(
-            exam=f'{task}.{prompt}', task=task, prompt=prompt, kind=kind, family=task[0], dataset='d',
-            metric=metric, value=value, low=value - 0.1, high=value + 0.1, chance=0.5, majority=0.6,
-            empty=empty, examples=10, normalisation='sum', label_shares={'a|b': 0.75, 'c': 0.25},
+            exam=f'{task}.{prompt}', task=task, prompt=prompt, kind=kind, family=task[0],
+            dataset='d', metric=metric, value=value, low=value - 0.1, high=value + 0.1, chance=0.5,
+            majority=0.6, empty=empty, examples=10, normalisation='sum',
+            label_shares={'a|b': 0.75, 'c': 0.25},
         )  # fmt: skip
 
     rows = [row('xa', f'p{i}', value) for i, value in enumerate((0.2, 0.6, 0.7))]
@@ -415,6 +418,7 @@ def test_bad_exams_and_settings_are_told_in_one_sentence():
     for exams, words in (
         ([], 'nothing to evaluate'),
         ([exam(count=0)], "'colour.exam' has no examples"),
+        ([exam(metrics=())], 'names no metric'),
         ([exam(metrics=('rougel',))], "did you mean 'rougeL'"),
         (broken(choices=None), 'example 1 .* differ in having choices'),
         (broken(choices=[]), 'example 1 .* empty list of choices'),

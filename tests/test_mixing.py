@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtpt.config import UserError
-from mtpt.tasks.mixing import MIXING, Entry, check_settings, shares
+from mtpt.tasks.mixing import MIXING, Entry, check_settings, needs_size, shares
 
 SIZES = [100, 5_000, 700_000, 3_000_000]
 ENTRIES = [Entry(size) for size in SIZES]
@@ -81,3 +81,13 @@ def test_settings_are_checked_by_name():
         shares('temperature', ENTRIES, {'T': 0})
     for rule in MIXING:
         check_settings(rule, {'temperature': {'T': 1}, 'ext5': {'R': 1}}.get(rule, {}))
+
+
+def test_a_size_is_not_asked_for_where_the_share_does_not_hang_on_it():
+    for size in (1, 50, 10**9):
+        text = Entry(size, self_supervised=True)
+        assert shares('ext5', [*ENTRIES, text], {'R': 2})[4] == pytest.approx(2 / 3)
+    assert not needs_size('ext5', True, 1) and not needs_size('equal', False, 0)
+    assert (
+        needs_size('ext5', True, 2) and needs_size('ext5', False, 1) and needs_size('t0', True, 1)
+    )

@@ -3,10 +3,13 @@
 A accumulation  B rows  S, T positions  G segments of a row  V vocabulary  M tasks
 """
 
+import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
+import tempfile
 
 import jax
 import numpy as np
@@ -68,6 +71,7 @@ def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
+@functools.cache
 def optimizer(name='adamw'):
     schedule = ScheduleConfig(name='linear', rate=RATE[name], warmup=2)
     return make_optimizer(
@@ -116,6 +120,13 @@ def run(data, steps=1, name='sgd', state=None):
     return state, metrics
 
 
+@functools.cache
+def run_to(steps):
+    """The state after a run that nothing interrupted."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(folder, steps)[0]
+
+
 def test_ten_steps_equal_five_saved_loaded_and_five_more(tmp_path):
     whole, _ = train(tmp_path / 'whole', 10)
     train(tmp_path / 'parts', 5)
@@ -136,24 +147,29 @@ def test_ctrl_c_finishes_the_step_saves_and_the_run_goes_on_from_there(tmp_path)
         train(tmp_path / 'cut', 10, functools.partial(loader, spoil=pressed))
     saved = Checkpoints(tmp_path / 'cut').latest()
     assert 1 <= saved <= 6
-    same(train(tmp_path / 'cut', 10)[0], train(tmp_path / 'whole', 10)[0])
+    same(train(tmp_path / 'cut', 10)[0], run_to(10))
 
 
 def test_a_second_ctrl_c_in_the_middle_of_a_save_breaks_no_checkpoint(tmp_path, monkeypatch):
-    train(tmp_path, 3)
+    train(tmp_path / 'run', 3)
+    wait, first = Checkpoints.wait, []
 
     def impatient(self):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError('the second signal was not heard')
+        if not first:
+            first.append(True)
+            with contextlib.suppress(shutil.Error):  # a file may be renamed meanwhile
+                shutil.copytree(tmp_path / 'run', tmp_path / 'as left')
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        wait(self)
 
     monkeypatch.setattr(Checkpoints, 'wait', impatient)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, 6)
+        train(tmp_path / 'run', 6)
     monkeypatch.undo()
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() in (3, 6)
-    same(train(tmp_path, 8)[0], train(tmp_path / 'whole', 8)[0])
+    for folder in ('as left', 'run'):
+        assert Checkpoints(tmp_path / folder).latest() in (3, 6)
+        same(train(tmp_path / folder, 8)[0], run_to(8))
 
 
 def test_accumulated_parts_give_the_update_of_the_whole():
@@ -332,8 +348,24 @@ def test_lines_past_the_resumed_step_and_cut_lines_are_dropped(tmp_path):
 
 def test_the_metrics_of_one_step_are_the_golden_ones():
     _, metrics = run(batch(seed=0))
-    got = {name: np.round(np.asarray(x, float), 4).tolist() for name, x in metrics.items()}
-    assert got == {name: pytest.approx(x, rel=1e-3, abs=1e-6) for name, x in GOLDEN.items()}, got
+    got = {name: np.round(np.asarray(x, float), 5).tolist() for name, x in metrics.items()}
+    assert got == {name: pytest.approx(x, rel=1e-3) for name, x in GOLDEN.items()}, got
 
 
-GOLDEN = {}
+GOLDEN = {
+    'task/correct': [0, 0, 0, 0],
+    'task/loss_sum': [0, 84.02711, 108.54617, 137.83057],
+    'task/nonfinite': [0, 0, 0, 0],
+    'task/segments': [0, 6, 8, 10],
+    'task/tokens': [0, 18, 23, 31],
+    'train/accuracy': 0,
+    'train/encoder_tokens': 72,
+    'train/grad_norm': 1.17236,
+    'train/learning_rate': 0.5,
+    'train/loss': 4.58894,
+    'train/objective': 4.5912,
+    'train/skipped': 0,
+    'train/skipped_in_a_row': 0,
+    'train/tokens': 72,
+    'train/z_loss': 0.00226,
+}

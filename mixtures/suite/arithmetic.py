@@ -1,6 +1,6 @@
 """Arithmetic with small numbers, inside a short sentence."""
 
-from mtpt.mixtures.suite.recipe import bind, options, recipe, recipes, variant
+from mtpt.mixtures.suite.recipe import SKILL, TRAIN, bind, options, recipe, recipes, variant
 from mtpt.mixtures.suite.words import NAMES, THINGS, plural
 
 
@@ -16,7 +16,7 @@ def one_number(rng, span: range, rule) -> dict:
     return dict(
         number=number,
         name=rng.choice(NAMES),
-        thing=plural(rng.choice([t for t in THINGS if t not in ('pliers', 'scissors')])),
+        thing=plural(rng.choice(THINGS)),
         answer=str(answer),
         choices=near(rng, answer),
     )
@@ -28,7 +28,7 @@ def counted(name: str, span: range, rule, happens: str, new: str | None = None):
         name,
         'arithmetic',
         bind(one_number, span=span, rule=rule),
-        train=2000,
+        train=TRAIN,
         ask=f'{{name}} has {{number}} {{thing}} and {happens}. How many now?',
         tell=f'{{name}} with {{number}} {{thing}} {happens}. Say how many now.',
         choose=f'Of {{number}} {{thing}} {{name}} {happens}. The number now is',
@@ -36,11 +36,11 @@ def counted(name: str, span: range, rule, happens: str, new: str | None = None):
     )
 
 
-add_one = counted('add_one', range(1, 50), lambda n: n + 1, 'finds 1 more')
-add_two = counted('add_two', range(1, 40), lambda n: n + 2, 'finds 2 more')
-take_one = counted('take_one', range(2, 50), lambda n: n - 1, 'gives 1 away')
-add_ten = counted('add_ten', range(1, 60), lambda n: n + 10, 'finds 10 more')
-double = counted('double', range(1, 30), lambda n: 2 * n, 'finds as many more')
+add_one = counted('add_one', range(1, 31), lambda n: n + 1, 'finds 1 more')
+add_two = counted('add_two', range(1, 31), lambda n: n + 2, 'finds 2 more')
+take_one = counted('take_one', range(2, 31), lambda n: n - 1, 'gives 1 away')
+add_ten = counted('add_ten', range(1, 31), lambda n: n + 10, 'finds 10 more')
+double = counted('double', range(1, 21), lambda n: 2 * n, 'finds as many more')
 
 
 @recipe(
@@ -49,11 +49,11 @@ double = counted('double', range(1, 30), lambda n: 2 * n, 'finds as many more')
     tell='{a} {thing} and {b} more that {name} has. Say how many.',
     choose='{name} adds {a} and {b} {thing}. The number is',
     new='{name} adds {b} {thing} and {a} more. How many?',
-    train=2500,
+    train=SKILL,
 )
 def add(rng):
     a, b = rng.randrange(1, 7), rng.randrange(1, 7)
-    thing = plural(rng.choice([t for t in THINGS if t not in ('pliers', 'scissors')]))
+    thing = plural(rng.choice(THINGS))
     return dict(
         a=a, b=b, thing=thing, name=rng.choice(NAMES), answer=str(a + b), choices=near(rng, a + b)
     )
@@ -67,7 +67,7 @@ def add(rng):
     new='{name} has {number} {thing}. Say if the number is even or odd.',
 )
 def even_or_odd(rng):
-    drawn = one_number(rng, range(100), lambda n: n)
+    drawn = one_number(rng, range(40), lambda n: n)
     return drawn | dict(answer=('even', 'odd')[drawn['number'] % 2], choices=['even', 'odd'])
 
 
@@ -78,7 +78,7 @@ def even_or_odd(rng):
     choose='Of {thing} {name} has {number}. The last digit is',
 )
 def last_digit(rng):
-    drawn = one_number(rng, range(10, 100), lambda n: n % 10)
+    drawn = one_number(rng, range(10, 50), lambda n: n % 10)
     return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(10)), 4))
 
 
@@ -89,8 +89,8 @@ def last_digit(rng):
     choose='Of {thing} {name} has {number}. The first digit is',
 )
 def first_digit(rng):
-    drawn = one_number(rng, range(10, 100), lambda n: n // 10)
-    return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(1, 10)), 4))
+    drawn = one_number(rng, range(10, 50), lambda n: n // 10)
+    return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(1, 5)), 4))
 
 
 @recipe(
@@ -100,8 +100,8 @@ def first_digit(rng):
     choose='Of {thing} {name} has {number}. Say few or many.',
 )
 def few_or_many(rng):
-    drawn = one_number(rng, range(100), lambda n: n)
-    return drawn | dict(answer='few' if drawn['number'] < 50 else 'many', choices=['few', 'many'])
+    drawn = one_number(rng, range(40), lambda n: n)
+    return drawn | dict(answer='few' if drawn['number'] < 20 else 'many', choices=['few', 'many'])
 
 
 TASKS = recipes(globals())

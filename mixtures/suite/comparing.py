@@ -1,68 +1,63 @@
-"""Comparing: the larger or the smaller of two values, or who has it."""
+"""Comparing: the larger or the smaller of some numbers, in lists and in sentences."""
 
-from mtpt.mixtures.suite.recipe import bind, recipes, variant
-from mtpt.mixtures.suite.words import LETTERS, NAMES, THINGS
+from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
+from mtpt.mixtures.suite.words import NAMES, THINGS
 
-NUMBERS = range(1, 100)
+SPAN = range(1, 41)
 
 
-def numbers(rng, n: int, best) -> dict:
-    items = rng.sample(NUMBERS, n)
+def listed(rng, n: int, best) -> dict:
+    items = rng.sample(SPAN, n)
     words = [str(i) for i in items]
     return dict(items=' '.join(words), answer=str(best(items)), choices=words)
 
 
-def letters(rng, best) -> dict:
-    items = rng.sample(LETTERS, 2)
-    return dict(first=items[0], last=items[1], answer=best(items), choices=items)
-
-
-def holders(rng, keys, fact: str, best, span=NUMBERS) -> dict:
-    """Two facts `fact.format(key, value)`; the answer is the key of the best value."""
-    some_keys, values = rng.sample(keys, 2), rng.sample(span, 2)
-    told = ' '.join(fact.format(k, v) for k, v in zip(some_keys, values))
-    return dict(told=told, answer=some_keys[values.index(best(values))], choices=some_keys)
-
-
-def of_numbers(name: str, n: int, best, word: str):
-    return variant(
-        name,
-        'comparing',
-        bind(numbers, n=n, best=best),
-        train=2500,
-        ask=f'Which number is {word}: {{items}}?',
-        tell=f'{{items}}. Say the {word} number.',
-        choose=f'List: {{items}}. What is the {word} number of the list?',
-        new=f'{{items}}. Which of the list is {word}?',
+def said(rng, keys, fact: str, best, value: bool = True) -> dict:
+    """Two facts `fact.format(key, number)`; the answer is the best number, or its key."""
+    some_keys, numbers = rng.sample(keys, 2), rng.sample(SPAN, 2)
+    told = ' and '.join(fact.format(k, n) for k, n in zip(some_keys, numbers))
+    answers = [str(n) for n in numbers] if value else some_keys
+    return dict(
+        items=told, answer=answers[numbers.index(best(numbers))], choices=rng.sample(answers, 2)
     )
 
 
-def of_holders(
-    name: str, keys, fact: str, best, question: str, family: str = 'comparing', span=NUMBERS
-):
-    """`question` follows Who, Say who or Which, for example `is older`."""
-    person = keys is NAMES
+def compare(name: str, draw, what: str, family: str = 'comparing'):
+    """`what` is asked for: `the larger number`."""
     return variant(
         name,
         family,
-        bind(holders, keys=keys, fact=fact, best=best, span=span),
-        train=3000,
-        ask=f'{{told}} {"Who" if person else "What"} {question}?',
-        tell=f'{{told}} Say {"who" if person else "which thing"} {question}.',
-        choose=f'Read: {{told}} The {"name" if person else "thing"} that {question} is',
-        new=f'Read: {{told}} Which {"name" if person else "thing"} {question}?',
+        draw,
+        train=SKILL,
+        ask=f'What is {what}: {{items}}?',
+        tell=f'{{items}}. Say {what}.',
+        choose=f'Read: {{items}}. Now say {what}.',
+        new=f'{{items}}. What is {what}?',
     )
 
 
-larger = of_numbers('larger', 2, max, 'larger')
-smaller = of_numbers('smaller', 2, min, 'smaller')
-largest = of_numbers('largest', 3, max, 'largest')
-smallest = of_numbers('smallest', 3, min, 'smallest')
-who_is_older = of_holders('who_is_older', NAMES, '{} is {} years old.', max, 'is older')
-who_is_younger = of_holders('who_is_younger', NAMES, '{} is {} years old.', min, 'is younger')
-costs_more = of_holders('costs_more', THINGS, 'The {} costs {}.', max, 'costs more')
-costs_less = of_holders('costs_less', THINGS, 'The {} costs {}.', min, 'costs less')
-has_more = of_holders('has_more', NAMES, '{} has {} books.', max, 'has more')
-has_less = of_holders('has_less', NAMES, '{} has {} coins.', min, 'has less')
+def sentence(name: str, fact: str, best, what: str, family: str = 'comparing', keys=NAMES):
+    return compare(name, bind(said, keys=keys, fact=fact, best=best), what, family)
+
+
+larger = compare('larger', bind(listed, n=2, best=max), 'the larger number')
+smaller = compare('smaller', bind(listed, n=2, best=min), 'the smaller number')
+largest = compare('largest', bind(listed, n=3, best=max), 'the largest number')
+smallest = compare('smallest', bind(listed, n=3, best=min), 'the smallest number')
+older_age = sentence('older_age', '{} is {} years old', max, 'the higher age')
+younger_age = sentence('younger_age', '{} is {} years old', min, 'the lower age')
+higher_price = sentence('higher_price', 'the {} costs {}', max, 'the higher price', keys=THINGS)
+lower_price = sentence('lower_price', 'the {} costs {}', min, 'the lower price', keys=THINGS)
+larger_weight = sentence(
+    'larger_weight', 'the {} has {} grams', max, 'the larger weight', keys=THINGS
+)
+smaller_weight = sentence(
+    'smaller_weight', 'the {} has {} grams', min, 'the smaller weight', keys=THINGS
+)
+who_is_older = compare(
+    'who_is_older',
+    bind(said, keys=NAMES, fact='{} is {} years old', best=max, value=False),
+    'who is older',
+)
 
 TASKS = recipes(globals())

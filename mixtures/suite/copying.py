@@ -1,6 +1,6 @@
 """Copying: one item of a short list, by its place."""
 
-from mtpt.mixtures.suite.recipe import bind, recipes, variant
+from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
 from mtpt.mixtures.suite.words import NAMES, NOUNS
 
 PLACE_OF = {'first': 0, 'middle': 1, 'last': 2}
@@ -17,11 +17,11 @@ def task(which: str, what: str, words):
         f'{which}_{what}',
         'copying',
         bind(place, which=which, words=words),
-        train=1500,
+        train=SKILL,
         ask=f'What is the {which} {what} of: {{items}}?',
         tell=f'{{items}}. Say the {which} {what}.',
         choose=f'List: {{items}}. Which {what} is {which}?',
-        new=f'{{items}}. Which is the {which} {what} of the list?',
+        new=f'Say the {which} {what} of: {{items}}.',
     )
 
 

@@ -1,89 +1,113 @@
-"""Editing: short lists turned, sorted, shortened and changed."""
+"""Editing: short lists turned, sorted, shortened and counted."""
 
-from mtpt.mixtures.suite.recipe import bind, recipe, recipes, variant
-from mtpt.mixtures.suite.words import ANIMALS, COLORS, NOUNS
+from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
+from mtpt.mixtures.suite.words import NOUNS
+
+NUMBERS = [str(n) for n in range(1, 41)]
 
 
-def turned(rng, words, change) -> dict:
-    """A pair and what a change makes of it; the choices are both orders."""
-    a, b = rng.sample(words, 2)
-    answer = change(a, b)
-    choices = [f'{a} {b}', f'{b} {a}']
+def edited(rng, n: int, words, change, wrong) -> dict:
+    """A list of `n` words, what a change makes of it, and what other changes would."""
+    items = rng.sample(words, n)
+    choices = [' '.join(change(items)), *(' '.join(other(items)) for other in wrong)]
+    answer = choices[0]
+    choices = list(dict.fromkeys(choices))
     rng.shuffle(choices)
-    return dict(items=f'{a} {b}', answer=answer, choices=choices)
+    return dict(items=' '.join(items), answer=answer, choices=choices)
 
 
-def edit(name: str, words, change, doing: str, what: str, new: bool = True):
+def edit(name: str, draw, doing: str, what: str):
+    """`doing` stands before the list, `what` after it: `Reverse`, `backwards`."""
     return variant(
         name,
         'editing',
-        bind(turned, words=words, change=change),
-        train=2500,
-        ask=f'{doing} {{items}}.',
+        draw,
+        train=SKILL,
+        ask=f'{doing}: {{items}}.',
         tell=f'{{items}}. Say them {what}.',
-        choose=f'List: {{items}}. The list {what} is',
-        new=f'List: {{items}}. Say the list {what}.' if new else None,
+        choose=f'List: {{items}}. Say the list {what}.',
+        new=f'List: {{items}}. Say them {what}.',
     )
 
 
-repeat_pair = edit('repeat_pair', NOUNS, lambda a, b: f'{a} {b}', 'Repeat', 'again')
-reverse_pair = edit('reverse_pair', NOUNS, lambda a, b: f'{b} {a}', 'Reverse', 'backwards')
-sort_numbers = edit(
-    'sort_numbers',
-    [str(n) for n in range(100)],
-    lambda a, b: ' '.join(sorted([a, b], key=int)),
-    'Sort',
+def same(items):
+    return items
+
+
+def turned(items):
+    return items[::-1]
+
+
+def ascending(items):
+    return sorted(items, key=int)
+
+
+def descending(items):
+    return sorted(items, key=int, reverse=True)
+
+
+def but_first(items):
+    return items[1:]
+
+
+def but_last(items):
+    return items[:-1]
+
+
+def but_middle(items):
+    return [items[0], items[2]]
+
+
+PAIR = dict(n=2, words=NOUNS)
+THREE = dict(n=3, words=NOUNS)
+
+repeat_pair = edit(
+    'repeat_pair', bind(edited, **PAIR, change=same, wrong=[turned]), 'Repeat', 'again'
+)
+reverse_pair = edit(
+    'reverse_pair', bind(edited, **PAIR, change=turned, wrong=[same]), 'Reverse', 'backwards'
+)
+drop_first = edit(
+    'drop_first',
+    bind(edited, **THREE, change=but_first, wrong=[but_last, but_middle]),
+    'Remove the first',
+    'without the first',
+)
+drop_last = edit(
+    'drop_last',
+    bind(edited, **THREE, change=but_last, wrong=[but_first, but_middle]),
+    'Remove the last',
+    'without the last',
+)
+sort_up = edit(
+    'sort_up',
+    bind(edited, n=2, words=NUMBERS, change=ascending, wrong=[descending]),
+    'Sort from small to large',
     'from small to large',
 )
-
-
-@recipe(
-    'editing',
-    ask='Remove {out} from: {items}.',
-    tell='{items}. Say them without {out}.',
-    choose='List: {items}. The list without {out} is',
-    new='List: {items}. Say the list without {out}.',
-    train=3000,
+sort_down = edit(
+    'sort_down',
+    bind(edited, n=2, words=NUMBERS, change=descending, wrong=[ascending]),
+    'Sort from large to small',
+    'from large to small',
 )
-def remove(rng):
-    pair = rng.sample(NOUNS, 2)
-    out, answer = rng.sample(pair, 2)
-    return dict(items=' '.join(pair), out=out, answer=answer, choices=pair)
 
 
-@recipe(
+def counted(rng) -> dict:
+    n = rng.randrange(1, 5)
+    items = ' '.join(rng.sample(NOUNS, n))
+    return dict(items=items, answer=str(n), choices=['1', '2', '3', '4'])
+
+
+count_words = variant(
+    'count_words',
     'editing',
-    ask='Replace {out} by {put} in: {items}.',
-    tell='{items}. Say them with {put} for {out}.',
-    choose='List: {items}. The list with {put} for {out} is',
-    new='List: {items}. Say the list with {put} for {out}.',
-    train=3000,
-)
-def replace(rng):
-    pair = rng.sample(ANIMALS, 2)
-    put = rng.choice(COLORS)
-    place = rng.randrange(2)
-    edited = [*pair]
-    edited[place] = put
-    other = [*pair]
-    other[1 - place] = put
-    choices = rng.sample([' '.join(edited), ' '.join(other)], 2)
-    return dict(
-        items=' '.join(pair), out=pair[place], put=put, answer=' '.join(edited), choices=choices
-    )
-
-
-@recipe(
-    'editing',
+    counted,
+    train=SKILL,
     ask='How many words are in: {items}?',
     tell='{items}. Say how many words.',
-    choose='List: {items}. The number of words in the list is',
-    new='{items}. How many words are in the list?',
-    train=2000,
+    choose='List: {items}. How many words has the list?',
+    new='List: {items}. Say how many words.',
 )
-def count_words(rng):
-    n = rng.randrange(1, 5)
-    return dict(items=' '.join(rng.sample(NOUNS, n)), answer=str(n), choices=['1', '2', '3', '4'])
-
 
 TASKS = recipes(globals())

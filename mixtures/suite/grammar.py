@@ -1,6 +1,6 @@
 """Grammar: who does what in a short sentence, its time, its form, and simple patterns."""
 
-from mtpt.mixtures.suite.recipe import bind, options, recipe, recipes, variant
+from mtpt.mixtures.suite.recipe import SKILL, bind, options, recipe, recipes, variant
 from mtpt.mixtures.suite.words import (
     ANIMALS,
     COLORS,
@@ -15,6 +15,9 @@ from mtpt.mixtures.suite.words import (
 )
 
 DEEDS = 'sees helps calls finds follows paints'.split()
+PRESENT = {verb: verb + 's' for verb in PAST if verb not in ('go', 'watch', 'wash')}
+PRESENT |= {verb: verb + 's' for verb in 'wear ride use feed visit like'.split()}
+PRESENT |= dict(go='goes', watch='watches', wash='washes')
 
 
 def deed(rng, asked: int) -> dict:
@@ -31,11 +34,11 @@ def role(name: str, asked: int, question: str, what: str):
         name,
         'grammar',
         bind(deed, asked=asked),
-        train=2500,
+        train=SKILL,
         ask=f'{{told}} {question}?',
         tell=f'{{told}} Say the {what}.',
         choose=f'Read: {{told}} The {what} is the',
-        new=f'Read: {{told}} Which is the {what}?',
+        new=f'Read: {{told}} {question}?',
     )
 
 
@@ -51,13 +54,30 @@ object_of = role('object_of', 1, 'To whom is it done', 'object')
     new='{told} Say past, present or future.',
 )
 def time_of_sentence(rng):
-    verb = rng.choice([v for v in PAST if v not in ('go', 'watch', 'wash')])
+    verb = rng.choice(sorted(PAST))
     time = rng.choice(['past', 'present', 'future'])
-    said = {'past': PAST[verb], 'present': verb + 's', 'future': f'will {verb}'}[time]
+    said = {'past': PAST[verb], 'present': PRESENT[verb], 'future': f'will {verb}'}[time]
     return dict(
         told=f'The {rng.choice(ANIMALS + JOBS)} {said} in the {rng.choice(PLACES)}.',
         answer=time,
         choices=['past', 'present', 'future'],
+    )
+
+
+@recipe(
+    'grammar',
+    ask='{name} in the {place}: I {verb}. Say what {name} does.',
+    tell='In the {place} I {verb} and {name} _. Fill in the verb.',
+    choose='I {verb} in the {place}. So {name} _ in the {place}.',
+)
+def third_person(rng):
+    verb = rng.choice(sorted(PRESENT))
+    return dict(
+        verb=verb,
+        name=rng.choice(MEN + WOMEN),
+        place=rng.choice(PLACES),
+        answer=PRESENT[verb],
+        choices=options(rng, PRESENT[verb], PRESENT.values(), 4),
     )
 
 
@@ -88,7 +108,7 @@ def he_or_she(rng):
 )
 def is_or_are(rng):
     answer = rng.choice(['is', 'are'])
-    noun = rng.choice([n for n in THINGS if n not in ('pliers', 'scissors')])
+    noun = rng.choice(THINGS)
     return dict(
         subject=noun if answer == 'is' else plural(noun),
         color=rng.choice(COLORS),
@@ -106,7 +126,7 @@ def is_or_are(rng):
 )
 def a_or_an(rng):
     answer = rng.choice(['a', 'an'])
-    nouns = [n for n in NOUNS + JOBS + ['egg', 'oven', 'eye', 'ear', 'arm', 'idea', 'onion']]
+    nouns = NOUNS + JOBS + 'oven eye ear arm idea onion'.split()
     return dict(
         color=rng.choice(COLORS),
         place=rng.choice(PLACES),
@@ -139,8 +159,8 @@ def form_of_sentence(rng):
     ask='{items} ... Which word is next?',
     tell='{items} ... Say the next word.',
     choose='List: {items} ... The next word of the list is',
-    new='{items} ... What is the next word of the list?',
-    train=3000,
+    new='List: {items} ... Say the next word.',
+    train=SKILL,
 )
 def next_in_pattern(rng):
     a, b = rng.sample(NOUNS, 2)
@@ -155,13 +175,13 @@ def next_in_pattern(rng):
     ask='Which word is there twice: {items}?',
     tell='{items}. Say the word that is there twice.',
     choose='List: {items}. Which word is twice in the list?',
-    new='{items}. Which word of the list is there twice?',
-    train=3000,
+    new='List: {items}. Say the word that is there twice.',
+    train=SKILL,
 )
 def twice(rng):
-    a, b, c = rng.sample(NOUNS, 3)
-    items = rng.sample([a, a, b, c], 4)
-    return dict(items=' '.join(items), answer=a, choices=options(rng, a, [b, c], 3))
+    a, b = rng.sample(NOUNS, 2)
+    items = rng.sample([a, a, b], 3)
+    return dict(items=' '.join(items), answer=a, choices=rng.sample([a, b], 2))
 
 
 TASKS = recipes(globals())

@@ -1,9 +1,19 @@
 """Kinds: what a thing is and what it is for."""
 
-from mtpt.mixtures.suite.recipe import options, recipe, recipes
-from mtpt.mixtures.suite.words import KIND_OF, KINDS, NAMES, NOUNS, PLACES, article
+from mtpt.mixtures.suite.recipe import SKILL, options, recipe, recipes
+from mtpt.mixtures.suite.words import KINDS, NAMES, NOUNS, PLACES, article
 
-USES = dict(fruit='eat', food='eat', garment='wear', vehicle='ride', instrument='play', tool='use')
+USES = dict(
+    fruit='eat',
+    food='eat',
+    garment='wear',
+    tool='use',
+    animal='feed',
+    vehicle='ride',
+    instrument='play',
+    place='visit',
+)
+DEEDS = sorted(set(USES.values()))
 
 
 @recipe(
@@ -12,7 +22,7 @@ USES = dict(fruit='eat', food='eat', garment='wear', vehicle='ride', instrument=
     tell='{name} sees {thing} in the {place}. Say the kind of thing.',
     choose='In the {place} is {thing}. {name} asks what kind of thing it is.',
     new='In the {place} {name} sees {thing}. What kind of thing is it?',
-    train=3000,
+    train=SKILL,
 )
 def kind_of_thing(rng):
     kind = rng.choice([k for k in KINDS if k not in ('color', 'place')])
@@ -58,20 +68,21 @@ def living_or_made(rng):
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='What can {name} do with {thing} in the {place}?',
     tell='{name} has {thing} in the {place}. Say what it is for.',
-    choose='In the {place} {name} finds {thing}. To eat, wear, ride, play or use?',
-    new='{name} finds {thing} in the {place}. What can {name} do with it?',
+    choose='In the {place} {name} finds {thing}. What is it for?',
+    new='{name} has {thing} in the {place}. What can {name} do with it?',
 )
 def what_for(rng):
-    answer = rng.choice(['eat', 'wear', 'ride', 'play', 'use'])
+    answer = rng.choice(DEEDS)
     kind = rng.choice([kind for kind, use in USES.items() if use == answer])
     return dict(
         thing=article(rng.choice(KINDS[kind])),
         name=rng.choice(NAMES),
         place=rng.choice(PLACES),
         answer=answer,
-        choices=['eat', 'wear', 'ride', 'play', 'use'],
+        choices=DEEDS,
     )
 
 
@@ -80,29 +91,14 @@ def what_for(rng):
     ask='{first} and {last}: which is the {kind}?',
     tell='Say which is the {kind}: {first} or {last}.',
     choose='Here are {first} and {last}. Name the {kind}.',
-    train=2500,
+    train=SKILL,
 )
 def which_is_the_kind(rng):
-    kind, other = rng.sample(['animal', 'fruit', 'tool', 'garment', 'food', 'place'], 2)
+    kind, other = rng.sample(sorted(KINDS), 2)
     answer = rng.choice(KINDS[kind])
     pair = [answer, rng.choice(KINDS[other])]
     rng.shuffle(pair)
     return dict(first=pair[0], last=pair[1], kind=kind, answer=answer, choices=pair)
-
-
-@recipe(
-    'kinds',
-    ask='{items}: which word is of another kind?',
-    tell='{items}. Say the word of another kind.',
-    choose='List: {items}. Which is the odd word?',
-    train=3000,
-)
-def odd_word(rng):
-    kind, other = rng.sample(['animal', 'fruit', 'tool', 'garment', 'vehicle'], 2)
-    answer = rng.choice(KINDS[other])
-    items = [answer, *rng.sample(KINDS[kind], 3)]
-    rng.shuffle(items)
-    return dict(items=' '.join(items), answer=answer, choices=items)
 
 
 @recipe(
@@ -122,5 +118,4 @@ def thing_or_name(rng):
     )
 
 
-assert set(USES) <= set(KIND_OF.values())
 TASKS = recipes(globals())

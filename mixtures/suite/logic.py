@@ -1,51 +1,39 @@
 """Logic: if and else, negation, and, or, and what follows from a rule."""
 
-from mtpt.mixtures.suite.recipe import bind, recipe, recipes, variant
-from mtpt.mixtures.suite.words import ANIMALS, COLORS, NAMES, OPPOSITES, PLACES, THINGS, plural
+from mtpt.mixtures.suite.recipe import SKILL, bind, recipe, recipes, variant
+from mtpt.mixtures.suite.words import ANIMALS, COLORS, NAMES, OPPOSITES, THINGS, plural
 
 
-@recipe(
-    'logic',
-    ask='If the {thing} is {color} say {yes}, else say {no}. The {thing} is {seen}.',
-    tell='The {thing} is {seen}. Say {yes} if it is {color}, else {no}.',
-    choose='The {thing} is {seen}. If {color} then {yes}, else {no}.',
-    new='The {thing} is {seen}. If it is {color} say {yes}, else say {no}.',
-    train=3000,
-)
-def if_color(rng):
-    color, other = rng.sample(COLORS, 2)
-    yes, no = rng.sample(ANIMALS, 2)
-    holds = rng.random() < 0.5
+def if_else(rng, what: str, states, words) -> dict:
+    """What to say if something is in the first of two states, and what if in the other."""
+    yes, no = rng.sample(words, 2)
+    state = rng.choice(states)
     return dict(
-        thing=rng.choice(THINGS),
-        color=color,
-        seen=color if holds else other,
+        told=f'the {what} of {rng.choice(NAMES)} is {state}',
         yes=yes,
         no=no,
-        answer=yes if holds else no,
+        answer=yes if state == states[0] else no,
         choices=[yes, no],
     )
 
 
-@recipe(
-    'logic',
-    ask='Are {first} and {last} the same word? Say {yes} if so, else {no}.',
-    tell='If {first} and {last} are the same say {yes}, else say {no}.',
-    choose='Say {yes} if {first} is the same as {last}, else {no}.',
-    train=3000,
-)
-def if_same(rng):
-    first, other = rng.sample(COLORS + PLACES, 2)
-    yes, no = rng.sample(ANIMALS, 2)
-    same = rng.random() < 0.5
-    return dict(
-        first=first,
-        last=first if same else other,
-        yes=yes,
-        no=no,
-        answer=yes if same else no,
-        choices=[yes, no],
+def condition(name: str, what: str, states, words=ANIMALS, family: str = 'logic'):
+    return variant(
+        name,
+        family,
+        bind(if_else, what=what, states=states, words=words),
+        train=SKILL,
+        ask=f'If {states[0]} say {{yes}}, else say {{no}}: {{told}}.',
+        tell=f'Now {{told}}. Say {{yes}} if {states[0]}, else say {{no}}.',
+        choose=f'Read: {{told}}. If it is {states[0]} say {{yes}}, else say {{no}}.',
+        new=f'Now {{told}}. If it is {states[0]} say {{yes}}, else say {{no}}.',
     )
+
+
+if_open = condition('if_open', 'door', ('open', 'closed'))
+if_hot = condition('if_hot', 'soup', ('hot', 'cold'))
+if_full = condition('if_full', 'glass', ('full', 'empty'))
+if_clean = condition('if_clean', 'coat', ('clean', 'dirty'))
 
 
 @recipe(
@@ -67,7 +55,7 @@ def not_so(rng):
 
 
 def truths(rng, rule) -> dict:
-    left, right = rng.sample(NAMES, 2)
+    left, right = rng.sample(NAMES + ANIMALS, 2)
     answer = rng.random() < 0.5
     pairs = [(a, b) for a in (True, False) for b in (True, False) if rule([a, b]) == answer]
     a, b = rng.choice(pairs)
@@ -88,8 +76,8 @@ def both(name: str, rule, word: str):
         'logic',
         bind(truths, rule=rule),
         ask=f'{{left}} is {{a}}. {{right}} is {{b}}. Is {{left}} {word} {{right}} true or false?',
-        tell=f'{{left}} is {{a}} and {{right}} is {{b}}. Say true or false: {{left}} {word} {{right}}.',
-        choose=f'With {{left}} {{a}} and {{right}} {{b}}, the value of {{left}} {word} {{right}} is',
+        tell=f'Now {{left}} is {{a}} and {{right}} {{b}}. Say what {{left}} {word} {{right}} is.',
+        choose=f'With {{left}} {{a}} and {{right}} {{b}}, say what {{left}} {word} {{right}} is.',
     )
 
 
@@ -102,10 +90,9 @@ any_true = both('any_true', any, 'or')
     ask='All {things} are {color}. {name} has {what}. What color is it?',
     tell='{name} has {what}. All {things} are {color}. Say the color of it.',
     choose='All {things} are {color}. {name} has {what}. The color of it is',
-    train=1000,
 )
 def all_are(rng):
-    thing = rng.choice([t for t in ANIMALS if t not in ('sheep', 'wolf', 'mouse')])
+    thing = rng.choice(ANIMALS)
     color, other = rng.sample(COLORS, 2)
     return dict(
         things=plural(thing),
@@ -114,21 +101,6 @@ def all_are(rng):
         what=f'a {thing}',
         answer=color,
         choices=rng.sample([color, other], 2),
-    )
-
-
-@recipe(
-    'logic',
-    ask='{name} has the {a} or the {b}, but not the {missing}. What does {name} have?',
-    tell='{name} has the {a} or the {b}, but not the {missing}. Say what {name} has.',
-    choose='Of the {a} and the {b} {name} has not the {missing}. So {name} has the',
-    train=3000,
-)
-def one_of_two(rng):
-    pair = rng.sample(THINGS, 2)
-    answer, missing = rng.sample(pair, 2)
-    return dict(
-        name=rng.choice(NAMES), a=pair[0], b=pair[1], missing=missing, answer=answer, choices=pair
     )
 
 

@@ -109,7 +109,6 @@ smaller_unit = size_of_units('smaller_unit', False, 'smaller')
     ask='{name} is away for {weeks} weeks and {other} asks: how many days?',
     tell='{other} asks {name} how many days {weeks} weeks are.',
     choose='In days, the {weeks} weeks that {name} and {other} are away are',
-    train=1000,
 )
 def weeks_in_days(rng):
     weeks = rng.randrange(1, 11)

@@ -1,122 +1,88 @@
-"""Reading: a value out of a text of two short facts."""
+"""Reading: a value out of a short text about one person, or one of two."""
 
-from mtpt.mixtures.suite.recipe import bind, recipes, variant
-from mtpt.mixtures.suite.words import ANIMALS, COLORS, JOBS, NAMES, PLACES, THINGS, article
+from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
+from mtpt.mixtures.suite.words import KINDS, NAMES, THINGS, article
 
-SMALL = [str(n) for n in range(2, 60)]
+YEARS = [str(n) for n in range(2, 60)]
+# verb of a question -> (what the text says, the values)
+TOLD = {
+    'wear': ('wears the {}', KINDS['garment']),
+    'eat': ('eats the {}', KINDS['fruit'] + KINDS['food']),
+    'use': ('uses the {}', KINDS['tool']),
+    'feed': ('feeds the {}', KINDS['animal']),
+    'like': ('likes the color {}', KINDS['color']),
+    'work': ('works as {}', [article(job) for job in KINDS['job']]),
+    'age': ('is {} years old', YEARS),
+}
 
 
-def two_facts(rng, keys, values, fact: str, ask_value: bool = True) -> dict:
-    """Two facts `fact.format(key, value)`; asks for a value by its key, or for a key by its value."""
+def one_person(rng, asked: str, told: dict) -> dict:
+    """Three facts of a person; the answer is the value of one, the choices those of all."""
+    others = rng.sample([verb for verb in TOLD if verb != asked], 2)
+    facts = {verb: rng.choice((told | TOLD)[verb][1]) for verb in (asked, *others)}
+    order = rng.sample(sorted(facts), 3)
+    name = rng.choice(NAMES)
+    said = ', '.join((told | TOLD)[verb][0].format(facts[verb]) for verb in order)
+    return dict(
+        told=f'{name} {said}.',
+        name=name,
+        answer=facts[asked],
+        choices=[facts[verb] for verb in order],
+    )
+
+
+def asks(task: str, verb: str, question: str, saying: str, told=TOLD, family: str = 'reading'):
+    """`question` and `saying` hold {name}: `What does {name} wear`, `what {name} wears`."""
+    return variant(
+        task,
+        family,
+        bind(one_person, asked=verb, told=told),
+        train=SKILL,
+        ask=f'{{told}} {question}?',
+        tell=f'{{told}} Say {saying}.',
+        choose=f'Read: {{told}} Now say {saying}.',
+        new=f'Read: {{told}} {question}?',
+    )
+
+
+def thing(verb: str, third: str, told=TOLD, family: str = 'reading'):
+    question, saying = f'What does {{name}} {verb}', f'what {{name}} {third}'
+    return asks(f'what_{third}', verb, question, saying, told, family)
+
+
+what_wears, what_eats = thing('wear', 'wears'), thing('eat', 'eats')
+what_uses, what_feeds = thing('use', 'uses'), thing('feed', 'feeds')
+what_color = asks('what_color', 'like', 'Which color does {name} like', 'which color {name} likes')
+what_job = asks('what_job', 'work', 'What is the job of {name}', 'the job of {name}')
+what_age = asks('what_age', 'age', 'How old is {name}', 'how old {name} is')
+
+
+def two_facts(rng, keys, values, ask_value: bool) -> dict:
+    """Two facts; asks for the value of a key, or for the key of a value."""
     some_keys, some_values = rng.sample(keys, 2), rng.sample(values, 2)
-    told = ' '.join(fact.format(k, v) for k, v in zip(some_keys, some_values))
+    told = ' '.join(f'{k} has {article(v)}.' for k, v in zip(some_keys, some_values))
     which = rng.randrange(2)
     asked, answers = (some_keys, some_values) if ask_value else (some_values, some_keys)
     return dict(told=told, asked=asked[which], answer=answers[which], choices=answers)
 
 
-def what(verb: str, family: str = 'reading', train: int = 2500):
-    """`Tom has a cup. Ann has a key.` asks what Ann has; the verb's base form is `verb`."""
-    third, base = (verb, verb) if verb == 'has' else (verb + 's', verb)
-    third, base = ('has', 'have') if verb == 'has' else (third, base)
-    draw = bind(two_facts, keys=NAMES, values=THINGS + ANIMALS, fact=f'{{}} {third} the {{}}.')
-    return variant(
-        f'what_{base}',
-        family,
-        draw,
-        train=train,
-        ask=f'{{told}} What does {{asked}} {base}?',
-        tell=f'{{told}} Say what {{asked}} {third}.',
-        choose=f'Read: {{told}} The thing that {{asked}} {third} is',
-        new=f'Read: {{told}} Which thing does {{asked}} {base}?',
-    )
-
-
-def who(verb: str, family: str = 'reading', train: int = 2500):
-    """`Tom has a cup. Ann has a key.` asks who has the key."""
-    third = 'has' if verb == 'has' else verb + 's'
-    draw = bind(
-        two_facts,
-        keys=NAMES,
-        values=THINGS + ANIMALS,
-        fact=f'{{}} {third} the {{}}.',
-        ask_value=False,
-    )
-    return variant(
-        f'who_{third}',
-        family,
-        draw,
-        train=train,
-        ask=f'{{told}} Who {third} the {{asked}}?',
-        tell=f'{{told}} Say who {third} the {{asked}}.',
-        choose=f'Read: {{told}} The name of who {third} the {{asked}} is',
-        new=f'Read: {{told}} Which name {third} the {{asked}}?',
-    )
-
-
-what_have, what_like, what_want = what('has'), what('like'), what('want')
-who_has, who_likes, who_finds = who('has'), who('like'), who('find')
-
-where_is = variant(
-    'where_is',
+what_has = variant(
+    'what_has',
     'reading',
-    bind(two_facts, keys=NAMES, values=PLACES, fact='{} is in the {}.'),
-    train=2500,
-    ask='{told} Where is {asked}?',
-    tell='{told} Say where {asked} is.',
-    choose='Read: {told} The place that {asked} is in is',
-    new='Read: {told} In which place is {asked}?',
+    bind(two_facts, keys=NAMES, values=THINGS, ask_value=True),
+    train=SKILL,
+    ask='{told} What does {asked} have?',
+    tell='{told} Say what {asked} has.',
+    choose='Read: {told} Now say what {asked} has.',
 )
-what_color = variant(
-    'what_color',
+who_has = variant(
+    'who_has',
     'reading',
-    bind(two_facts, keys=THINGS, values=COLORS, fact='The {} is {}.'),
-    train=2500,
-    ask='{told} What color is the {asked}?',
-    tell='{told} Say the color of the {asked}.',
-    choose='Read: {told} The color of the {asked} is',
-    new='Read: {told} Which color is the {asked}?',
-)
-thing_of_color = variant(
-    'thing_of_color',
-    'reading',
-    bind(two_facts, keys=THINGS, values=COLORS, fact='The {} is {}.', ask_value=False),
-    train=2500,
-    ask='{told} What is {asked}?',
-    tell='{told} Say which thing is {asked}.',
-    choose='Read: {told} The thing that is {asked} is the',
-    new='Read: {told} Which thing is {asked}?',
-)
-what_age = variant(
-    'what_age',
-    'reading',
-    bind(two_facts, keys=NAMES, values=SMALL, fact='{} is {} years old.'),
-    train=2500,
-    ask='{told} How old is {asked}?',
-    tell='{told} Say how old {asked} is.',
-    choose='Read: {told} The age of {asked} is',
-    new='Read: {told} What age is {asked}?',
-)
-what_price = variant(
-    'what_price',
-    'reading',
-    bind(two_facts, keys=THINGS, values=SMALL, fact='The {} costs {}.'),
-    train=2500,
-    ask='{told} How much is the {asked}?',
-    tell='{told} Say the price of the {asked}.',
-    choose='Read: {told} The price of the {asked} is',
-    new='Read: {told} What is the price of the {asked}?',
-)
-what_job = variant(
-    'what_job',
-    'reading',
-    bind(two_facts, keys=NAMES, values=JOBS, fact='{} is a {}.'),
-    train=2500,
-    ask='{told} What job does {asked} have?',
-    tell='{told} Say the job of {asked}.',
-    choose='Read: {told} The job of {asked} is',
-    new='Read: {told} What is the job of {asked}?',
+    bind(two_facts, keys=NAMES, values=THINGS, ask_value=False),
+    train=SKILL,
+    ask='{told} Who has the {asked}?',
+    tell='{told} Say who has the {asked}.',
+    choose='Read: {told} Now say who has the {asked}.',
 )
 
-assert article('egg') == 'an egg'
 TASKS = recipes(globals())

@@ -1,8 +1,8 @@
-"""What a task of the suite is: a drawing function, its wordings, and examples that never cross a split.
+"""What a task of the suite is: a drawing function, wordings, and examples that never cross a split.
 
-A drawing function takes a `random.Random` and returns one example: the fields that the wordings name,
-the `answer`, and `choices` that hold it. A wording names a field as `{field}`, and every wording names
-every field, so that two different examples never become the same text.
+A drawing function takes a `random.Random` and returns one example: the fields that the wordings
+name, the `answer`, and `choices` that hold it. A wording names a field as `{field}`, and every
+wording names every field, so that two different examples never become the same text.
 """
 
 import collections
@@ -11,14 +11,15 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 SPLITS = ('train', 'validation', 'test')
 SHARES = {'train': range(0, 80), 'validation': range(80, 90), 'test': range(90, 100)}
-TRAIN, VALIDATION, TEST = 1500, 200, 250
+SKILL = 1000  # training examples of what takes long to learn: copying, reading, comparing
+TRAIN, VALIDATION, TEST = 450, 150, 250
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
     """A task before SeqIO hears of it."""
 
@@ -40,31 +41,47 @@ class Recipe:
         return {name: jinja(text) for name, text in self.new_wordings.items()}
 
     def size(self, split: str) -> int:
+        """How many examples a split has at most; fewer where there are no more to say."""
         return {'train': self.train, 'validation': VALIDATION, 'test': TEST}[split]
 
-    def examples(self, split: str, seed: int = 0) -> Iterator[dict]:
-        """Yields the distinct examples of one split; the same on every machine."""
-        rng = random.Random(f'{self.name}/{split}/{seed}')
-        seen, wanted = set(), self.size(split)
-        drawn = collections.Counter()
-        most = -(-wanted // len(self.labels)) if self.labels else wanted
-        for _ in range(60 * wanted):
-            if len(seen) == wanted:
-                return
-            example = self.draw(rng)
-            content = fingerprint(example)
-            if content % 100 not in SHARES[split] or content in seen:
-                continue
-            if drawn[example['answer']] < most:
-                seen.add(content)
-                drawn[example['answer']] += 1
-                yield example
+    def examples(self, split: str, seed: int = 0) -> tuple[dict, ...]:
+        """The distinct examples of one split; the same on every machine."""
+        return _examples(self, split, seed)
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """The choices, where every example has the same; each is the answer equally often."""
         lists = {tuple(self.draw(random.Random(f'{self.name}/{i}'))['choices']) for i in range(8)}
         return lists.pop() if len(lists) == 1 else ()
+
+
+@functools.cache
+def _examples(recipe: Recipe, split: str, seed: int) -> tuple[dict, ...]:
+    rng = random.Random(f'{recipe.name}/{split}/{seed}')
+    wanted, labels = recipe.size(split), recipe.labels
+    most = -(-wanted // len(labels)) if labels else wanted
+    drawn, found = collections.Counter(), {}
+    for _ in range(60 * wanted):
+        if len(found) == wanted:
+            break
+        example = recipe.draw(rng)
+        content = fingerprint(example)
+        if content % 100 not in SHARES[split] or content in found:
+            continue
+        if drawn[example['answer']] < most:
+            drawn[example['answer']] += 1
+            found[content] = example
+    return _balanced(found.values(), labels, min(map(drawn.__getitem__, labels), default=0))
+
+
+def _balanced(examples: Iterable[dict], labels: tuple[str, ...], least: int) -> tuple[dict, ...]:
+    """Leaves as many examples of each label as there are of the rarest, where labels are fixed."""
+    kept, taken = [], collections.Counter()
+    for example in examples:
+        taken[example['answer']] += 1
+        if not labels or taken[example['answer']] <= least:
+            kept.append(example)
+    return tuple(kept)
 
 
 def jinja(wording: str) -> str:

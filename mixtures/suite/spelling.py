@@ -15,9 +15,8 @@ from mtpt.mixtures.suite.words import (
     plural,
 )
 
-WORDS = ANIMALS + COLORS + KINDS['fruit'] + KINDS['vehicle']
+WORDS = ANIMALS + COLORS + KINDS['fruit']
 PLURALS = [w for k in ('fruit', 'vehicle', 'instrument', 'tool', 'garment') for w in KINDS[k]]
-PLURALS = [w for w in PLURALS if w not in ('pliers', 'scissors')]
 
 
 def written(rng, words, rule, others) -> dict:

@@ -1,73 +1,53 @@
 """New tasks, never trained on: skills of the suite put together otherwise, in their own families.
 
-finding   selection among kinds that training names and never selects
-relating  reading through relations that training uses in other sentences
-ranking   comparing in attributes that training tells of and never compares
-choosing  if and else with other conditions and other things to say
+finding   selection by a kind that training names, and never selects from a list of three
+relating  reading by a verb whose use training teaches, and never asks of a text
+ranking   comparing with words and in sentences that training has, and never together
+choosing  the conditions of training with other things to say
 """
 
-from mtpt.mixtures.suite.comparing import of_holders
-from mtpt.mixtures.suite.reading import two_facts, what, who
-from mtpt.mixtures.suite.recipe import bind, recipes, variant
+from mtpt.mixtures.suite.comparing import sentence
+from mtpt.mixtures.suite.logic import condition
+from mtpt.mixtures.suite.reading import asks, thing
+from mtpt.mixtures.suite.recipe import recipes
 from mtpt.mixtures.suite.selection import task as select
-from mtpt.mixtures.suite.words import COLORS, JOBS, NAMES, PLACES, THINGS
+from mtpt.mixtures.suite.words import COLORS, KINDS, THINGS
 
 find_vehicle = select('vehicle', 'finding', 'find')
 find_instrument = select('instrument', 'finding', 'find')
 find_furniture = select('furniture', 'finding', 'find')
 find_job = select('job', 'finding', 'find')
 
-what_paint = what('paint', 'relating')
-who_sells = who('sell', 'relating')
-who_calls = who('call', 'relating')
-where_goes = variant(
-    'where_goes',
+TOLD = {
+    'ride': ('rides the {}', KINDS['vehicle']),
+    'play': ('plays the {}', KINDS['instrument']),
+    'visit': ('visits the {}', KINDS['place']),
+    'buy': ('buys {} coins', [str(n) for n in range(2, 60)]),
+}
+what_rides = thing('ride', 'rides', TOLD, 'relating')
+what_plays = thing('play', 'plays', TOLD, 'relating')
+what_visits = thing('visit', 'visits', TOLD, 'relating')
+how_many_buys = asks(
+    'how_many_buys',
+    'buy',
+    'How many coins does {name} buy',
+    'how many coins {name} buys',
+    TOLD,
     'relating',
-    bind(two_facts, keys=NAMES, values=PLACES, fact='{} goes to the {}.'),
-    ask='{told} Where is {asked}?',
-    tell='{told} Say where {asked} goes.',
-    choose='Read: {told} The place that {asked} goes to is',
 )
 
-reads_more = of_holders('reads_more', NAMES, '{} reads {} books.', max, 'reads more', 'ranking')
-finds_less = of_holders('finds_less', NAMES, '{} finds {} coins.', min, 'finds less', 'ranking')
-walks_more = of_holders('walks_more', NAMES, '{} walks {} miles.', max, 'walks more', 'ranking')
-larger_thing = of_holders(
-    'larger_thing', THINGS, 'The {} is {} inches.', max, 'is larger', 'ranking'
+larger_age = sentence('larger_age', '{} is {} years old', max, 'the larger age', 'ranking')
+smaller_price = sentence(
+    'smaller_price', 'the {} costs {}', min, 'the smaller price', 'ranking', THINGS
+)
+higher_number = sentence('higher_number', '{} finds {} coins', max, 'the higher number', 'ranking')
+lower_weight = sentence(
+    'lower_weight', 'the {} has {} grams', min, 'the lower weight', 'ranking', THINGS
 )
 
-
-def condition(rng, values, words) -> dict:
-    said, other = rng.sample(values, 2)
-    yes, no = rng.sample(words, 2)
-    holds = rng.random() < 0.5
-    return dict(
-        who=rng.choice(NAMES),
-        said=said,
-        seen=said if holds else other,
-        yes=yes,
-        no=no,
-        answer=yes if holds else no,
-        choices=[yes, no],
-    )
-
-
-def condition_task(name: str, values, words, fact: str):
-    """`fact` holds {} where the value of someone stands."""
-    seen, said = fact.format('{seen}'), fact.format('{said}')
-    return variant(
-        name,
-        'choosing',
-        bind(condition, values=values, words=words),
-        ask=f'If {{who}} {said} say {{yes}}, else say {{no}}. {{who}} {seen}.',
-        tell=f'{{who}} {seen}. Say {{yes}} if {{who}} {said}, else {{no}}.',
-        choose=f'{{who}} {seen}. If {{who}} {said} then {{yes}}, else {{no}}.',
-    )
-
-
-if_job = condition_task('if_job', JOBS, COLORS, 'is a {}')
-if_place = condition_task('if_place', PLACES, THINGS, 'is in the {}')
-if_has = condition_task('if_has', THINGS, COLORS, 'has the {}')
-if_age = condition_task('if_age', [str(n) for n in range(2, 60)], PLACES, 'is {} years old')
+if_open_color = condition('if_open_color', 'door', ('open', 'closed'), COLORS, 'choosing')
+if_hot_fruit = condition('if_hot_fruit', 'soup', ('hot', 'cold'), KINDS['fruit'], 'choosing')
+if_full_tool = condition('if_full_tool', 'glass', ('full', 'empty'), KINDS['tool'], 'choosing')
+if_clean_food = condition('if_clean_food', 'coat', ('clean', 'dirty'), KINDS['food'], 'choosing')
 
 TASKS = recipes(globals())

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from mtpt.vocabulary import SENTINELS, Vocabulary, open_vocabulary
 
 PROBED = 16  # examples of a split whose ids are part of its fingerprint
 DONE = 'done.json'
+STALE = 24 * 3600  # seconds after which what a killed build left behind is removed
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +72,8 @@ def build(
     """Caches a mixture's tasks, and the exams of some mixtures, in a folder.
 
     Building again in the same folder adds to it: tasks keep their ids, what has not changed is
-    kept. `exam_examples` and `validation_examples` are at most so many a set. `lengths` is what the
+    kept. Without 'train' among the `splits` it is the table and evaluation data of a streamed run.
+    `exam_examples` and `validation_examples` are at most so many a set. `lengths` is what the
     preprocessors of plain SeqIO tasks are told. `progress` is called with what is being read, its
     number and of how many.
 
@@ -147,7 +150,7 @@ def outline(
     if on_broken == 'skip':
         for name in names:
             try:
-                _told(lambda name=name: tasks.find(name).num_input_examples('train'))
+                _count(name)
             except _Broken as error:
                 broken[name] = str(error)
     return Manifest(
@@ -231,7 +234,7 @@ def _table(
             f'nothing is left of the mixture {mixture!r}: '
             + '; '.join(f'{name}: {reason}' for name, reason in broken.items())
         )
-    sizes = {name: splits['train'].examples for name, splits in done.items()}
+    sizes = {name: s['train'].examples for name, s in done.items() if 'train' in s}
     members = {m.name: m for m in tasks.members(mixture, sizes, without=broken)}
     table = []
     for name in names:
@@ -273,6 +276,11 @@ def _told(read: Callable[[], Any]) -> Any:
         raise _Broken(f'{type(error).__name__}: {error}') from error
 
 
+def _count(name: str) -> None:
+    """Finds out whether the training examples of a task can be counted, which the shares need."""
+    _told(lambda: tasks.find(name).num_input_examples('train'))
+
+
 def _items(name: str, split: str, shared: _Build) -> Iterator[Any]:
     """The examples of a split: renderings of each, or documents."""
     card = _card(name)
@@ -292,6 +300,8 @@ def _task(name: str, shared: _Build) -> dict[str, Split]:
     if 'train' not in present:
         raise _Broken(f"task {name!r} has no split 'train'")
     splits = [split for split in shared.splits if split in present]
+    if 'train' not in splits:
+        _count(name)
     mark = _told(lambda: _fingerprint(name, splits, shared))
     path = f'shards/{name}/{mark[:16]}'
     if not (shared.folder / path / DONE).is_file():
@@ -303,6 +313,9 @@ def _task(name: str, shared: _Build) -> dict[str, Split]:
 def _write_task(name: str, splits: Sequence[str], path: str, shared: _Build) -> None:
     place = shared.folder / path
     partial = place.with_name(f'{place.name}.partial-{os.getpid()}')
+    for stale in place.parent.glob('*.partial-*'):
+        if time.time() - stale.stat().st_mtime > STALE:
+            shutil.rmtree(stale, ignore_errors=True)
     try:
         written = {}
         for split in splits:

@@ -157,8 +157,9 @@ class Manifest:
     def fingerprint(self) -> str:
         """Changes when the order of examples would: a checkpoint's position counts on this one."""
         told = [
-            [t.name, t.id, {k: [s.sha256 for s in v.shards] for k, v in t.splits.items()}]
+            [t.name, t.id, [shard.sha256 for shard in t.splits['train'].shards]]
             for t in self.tasks
+            if t.status == 'ok' and 'train' in t.splits
         ]
         text = json.dumps([self.vocabulary['fingerprint'], self.inputs_eos, told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

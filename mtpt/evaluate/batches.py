@@ -1,7 +1,7 @@
 """Rows of like length, put together into batches of few shapes, spread over the devices.
 
-Every shape is a compilation, so lengths are rounded up to powers of two, and a few rows of one
-shape join a larger one where the padding costs less than compiling would.
+Every shape is a compilation, so lengths are rounded up to few sizes, and a few rows of one shape
+join a larger one where the padding costs less than compiling would.
 
 S encoder positions  T decoder positions  B rows  Q (example, choice) pairs
 """
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtpt.mesh import ACTIVATIONS, act
+from mtpt.mesh import ACTIVATIONS, act, make_mesh
 
 # On a CPU a compilation of a small model takes about as long as running it over this many
 # positions.
@@ -22,10 +22,10 @@ WORTH_COMPILING = 65_536
 
 
 def rounded(length: int, least: int, steps: int = 1) -> int:
-    """A length of at least `length` that few others round to: `steps` for each power of two."""
+    """`length` rounded up to one of `steps` sizes for each doubling of `least`."""
     whole = least * 2 ** max(0, math.ceil(math.log2(max(length, 1) / least)))
     part = whole // (2 * steps)
-    return whole if whole == least else max(length, -(-length // part) * part)
+    return whole if whole == least else -(-length // part) * part
 
 
 def floored(number: float) -> int:
@@ -65,10 +65,11 @@ def grouped(
 
 
 def mesh_of(params: Any) -> jax.sharding.Mesh:
-    """The mesh that is set, or else the one that the parameters lie on."""
+    """The mesh that is set, or else the one that the parameters lie on, or else one device."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+        mesh = getattr(sharding, 'mesh', None) or make_mesh()
     return mesh
 
 

@@ -145,8 +145,8 @@ def _batches(inputs, choices, batch_tokens, n, V) -> Iterator[tuple[list, tuple]
         ]
         # Examples of few and of many choices are mixed: each batch needs as many rows as the next.
         np.random.default_rng(0).shuffle(parts)
-        eighth = max(1, Q // 8)
-        B = min(Q, -(-len(parts) * Q // (needed * eighth)) * eighth)
+        step = max(8, Q // 16)
+        B = min(Q, -(-len(parts) * Q // (needed * step)) * step)
         bins = list(_bins(parts, B, Q))
         for start in range(0, len(bins), n):
             yield _batch(bins[start : start + n], inputs, choices, (n, B, Q, S, T))

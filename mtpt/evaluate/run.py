@@ -68,7 +68,7 @@ def evaluate(
 
     Exams whose examples have choices are ranked, the others answered by greedy decoding. Runs
     under the mesh that is set, or the one that the parameters lie on; every process must call it
-    and gets all rows.
+    with the same exams, and gets all rows.
 
     Args:
       model_cfg: a resolved `ModelConfig`.
@@ -107,6 +107,8 @@ def evaluate(
 
 
 def _check(exam):
+    if not exam.metrics:
+        raise UserError(f'exam {exam.name!r} names no metric; give its task one of {list(METRICS)}')
     for name in exam.metrics:
         choose(f'metric (of exam {exam.name!r})', name, METRICS)
     if not exam.examples:
@@ -155,7 +157,7 @@ class _Counter:
         )
 
     def __call__(self, number):
-        self.done = min(self.done + number, self.total)
+        self.done += number
         if self.progress:
             self.progress(self.done, self.total)
 
@@ -182,6 +184,7 @@ def _rank(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
         _EmptyInputs(exams, vocabulary) if cfg.empty_input or cfg.normalisation == 'pmi' else None
     )
     extra = empties.items if empties else []
+    count.total += sum(len(choices) for _, choices in extra)
     found = scores(model_cfg, params, items + extra, cfg.batch_tokens, count)
     if empties:
         empties.learn(found[len(items) :])
@@ -189,9 +192,7 @@ def _rank(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
     for number, (exam, examples) in enumerate(exams):
         told = []
         for example in examples:
-            texts = example.get('choice_texts') or [
-                vocabulary.decode(c) for c in example['choices']
-            ]
+            texts = example['choice_texts']
             empty = empties.of(number, example['choices']) if empties else None
             told.append((texts, *_compared(example['choices'], texts, next(found), empty, cfg)))
         offered, kept, bare = zip(*told)
@@ -204,7 +205,7 @@ def _rank(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
 def _compared(choices, texts, score_O, empty_O, cfg):
     """What the choices are ranked by, and what they are ranked by after an empty input."""
     tokens_O = np.array([len(ids) for ids in choices])
-    bytes_O = np.array([len(text.encode()) for text in texts])
+    bytes_O = np.array([len(text.encode('utf-8', 'replace')) for text in texts])
     own = NORMALISATIONS[cfg.normalisation](score_O, empty_O, tokens_O, bytes_O)
     # What an empty input adds to itself is nothing: beside 'pmi' stands the plain preference.
     name = 'sum' if cfg.normalisation == 'pmi' else cfg.normalisation
@@ -242,6 +243,7 @@ def _generate(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]
         [empty_input(examples, vocabulary) for _, examples in exams] if cfg.empty_input else []
     )
     bare = list(dict.fromkeys(empties))
+    count.total += len(bare)
     ids = generate(
         model_cfg,
         params,

@@ -31,8 +31,8 @@ _HOMES = dict(
     families='FAMILIES canonical_dataset canonical_family',
     mixing='MIXING',
     register='mixture task text_task',
-    catalogue='Member card_of exam_info exam_names find inputs_eos member_names members mixture_names '
-    'task_names',
+    catalogue='Member card_of exam_info exam_names find inputs_eos member_names members '
+    'mixture_names task_names',
     read='document_stream documents exams stream training_examples',
     probe='check show',
 )

@@ -109,9 +109,7 @@ def members(
         raise UserError(f'nothing is left of the mixture {name!r}')
     if isinstance(found, CardMixture):
         rule, settings = found.definition.rule, dict(found.definition.settings)
-        sized = rule not in mixing.SIZELESS
-        entries = [_entry(t, sizes or {}) if sized else mixing.Entry(1) for t in tasks]
-        rates = mixing.shares(rule, entries, settings)
+        rates = mixing.shares(rule, _entries(rule, tasks, sizes or {}), settings)
     elif isinstance(found, seqio.Mixture):
         rates = [found.get_rate(t) for t in tasks]
         rates = [rate / sum(rates) for rate in rates]
@@ -220,14 +218,23 @@ def _member(found: seqio.Task, rate: float) -> Member:
     )
 
 
-def _entry(found: seqio.Task, sizes: Mapping[str, int]) -> mixing.Entry:
-    card = card_of(found)
-    size = sizes[found.name] if found.name in sizes else training_size(found)
-    if not size:
-        raise UserError(f"task {found.name!r} has no examples in its split 'train'")
-    if card is None:
-        return mixing.Entry(size)
-    return mixing.Entry(size, len(card.prompts) or 1, card.kind == 'text', len(card.drawn) or 1)
+def _entries(
+    rule: str, tasks: Sequence[seqio.Task], sizes: Mapping[str, int]
+) -> list[mixing.Entry]:
+    cards = [card_of(t) for t in tasks]
+    texts = [card is not None and card.kind == 'text' for card in cards]
+    entries = []
+    for found, card, text in zip(tasks, cards, texts):
+        size = 1
+        if found.name in sizes:
+            size = sizes[found.name]
+        elif mixing.needs_size(rule, text, sum(texts)):
+            size = training_size(found)
+        if not size:
+            raise UserError(f"task {found.name!r} has no examples in its split 'train'")
+        templates, drawn = (len(card.prompts), len(card.drawn)) if card else (1, 1)
+        entries.append(mixing.Entry(size, templates or 1, text, drawn or 1))
+    return entries
 
 
 def training_size(found: seqio.Task) -> int:

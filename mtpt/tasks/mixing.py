@@ -83,8 +83,12 @@ def shares(rule: str, entries: Sequence[Entry], settings: dict[str, Any]) -> lis
     return choose('mixing rule', rule, MIXING)(entries, **settings)
 
 
-# Rules that do without sizes: they also mix tasks without training examples.
-SIZELESS = ('equal',)
+def needs_size(rule: str, self_supervised: bool, texts: int) -> bool:
+    """Whether a rule looks at the size of a member, which may be costly to count.
+
+    `equal` never does; `ext5` does not for raw text where it is the only one of `texts`.
+    """
+    return rule != 'equal' and not (rule == 'ext5' and self_supervised and texts == 1)
 
 
 def check_settings(rule: str, settings: dict[str, Any]) -> None:

@@ -107,6 +107,8 @@ def render(prompt: Prompt, example: Mapping[str, Any], task: str = '') -> Render
         inputs, targets = parts[0], tuple(part for part in parts[1:] if part)
     else:
         inputs = _write(prompt.inputs, fields, where).strip()
+        if not inputs:
+            return None
         targets = tuple(part for part in _write_split(prompt.targets, fields, where) if part)
     if not inputs or not targets:
         return None

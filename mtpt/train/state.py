@@ -5,6 +5,7 @@ V vocabulary
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ def new_state(
     model_cfg: Any, tx: Optimizer, seed: int, init: Callable = encoder_decoder.init
 ) -> TrainState:
     """The state before the first step, laid out on the mesh that is set."""
-    return jax.jit(_maker(model_cfg, tx, init))(np.uint32(seed))
+    return _maker(model_cfg, tx, init)(np.uint32(seed))
 
 
 def abstract_state(
@@ -52,6 +53,7 @@ def on_mesh(x: Any, mesh: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
 
+@functools.lru_cache(maxsize=4)
 def _maker(model_cfg, tx, init):
     def make(seed):
         key = jax.random.key(seed)
@@ -59,7 +61,7 @@ def _maker(model_cfg, tx, init):
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, params, tx.init(params), jax.random.fold_in(key, 1), zero)
 
-    return make
+    return jax.jit(make)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 A accumulation   B rows   T decoder positions   M tasks
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtpt.train.state import TrainState
 Batch = dict[str, jax.Array]
 
 
+@functools.lru_cache(maxsize=4)
 def make_train_step(
     model_cfg: Any,
     tx: Optimizer,
@@ -29,6 +31,8 @@ def make_train_step(
     apply: Callable = encoder_decoder.apply,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles `step(state, batch) -> (state, metrics)`; the state handed in is used up.
+
+    Asked for again with the same arguments it gives the same function, already compiled.
 
     A batch with a leading axis A is taken in A parts whose gradients add up to those of the whole:
     every part is divided by the real tokens (or the asked-for factor) of all of them. Where the
@@ -100,6 +104,7 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=4)
 def make_validation_step(
     model_cfg: Any, M: int, *, apply: Callable = encoder_decoder.apply
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:

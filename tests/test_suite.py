@@ -1,0 +1,143 @@
+"""Laws of the built-in suite: what it holds, that splits never touch, that nothing depends on the machine."""
+
+import collections
+import hashlib
+import json
+import re
+
+import jinja2
+import pytest
+
+from mtpt.mixtures.suite import documentation, recipe, tasks, words
+from mtpt.mixtures.suite import vocabulary as suite_vocabulary
+from mtpt.vocabulary import open_vocabulary
+
+ALL = tasks.TRAINED + tasks.NEW
+WORDS = re.compile('[A-Za-z]+|[0-9]+')
+
+
+def each(recipes):
+    return pytest.mark.parametrize('task', recipes, ids=[task.name for task in recipes])
+
+
+def rendered(task, split, templates):
+    compiled = [jinja2.Template(text, undefined=jinja2.StrictUndefined) for text in templates.values()]
+    return {t.render(example) for t in compiled for example in task.examples(split)}
+
+
+def test_the_suite_is_as_large_as_it_promises():
+    families = collections.Counter(task.family for task in tasks.TRAINED)
+    assert len(tasks.TRAINED) >= 60 and len(families) >= 8 and min(families.values()) >= 4
+    new = collections.Counter(task.family for task in tasks.NEW)
+    assert len(tasks.NEW) >= 12 and len(new) >= 3 and not set(new) & set(families)
+    assert len({task.name for task in ALL}) == len(ALL)
+    assert all(len(set(task.wordings.values())) >= 3 for task in ALL)
+    assert sum(bool(task.new_wordings) for task in tasks.TRAINED) >= 20
+    assert all(len(task.examples('test')) >= 200 for task in tasks.NEW)
+
+
+@each(ALL)
+def test_no_text_of_validation_or_test_is_seen_in_training(task):
+    templates = task.templates | task.new_templates
+    texts = {split: rendered(task, split, templates) for split in recipe.SPLITS}
+    for split, found in texts.items():
+        assert len(found) == len(templates) * len(task.examples(split)), 'two examples read alike'
+    assert not texts['train'] & (texts['validation'] | texts['test'])
+    assert not texts['validation'] & texts['test']
+
+
+@each(ALL)
+def test_the_answer_is_one_of_different_choices_and_leans_to_no_side(task):
+    examples = task.examples('train')
+    assert len(examples) >= 400 and len(task.examples('validation')) >= 70
+    for example in examples:
+        assert example['choices'].count(example['answer']) == 1
+        assert len(set(example['choices'])) == len(example['choices']) >= 2
+    fair = 1 / len(examples[0]['choices'])
+    places = collections.Counter(e['choices'].index(e['answer']) for e in examples)
+    assert max(places.values()) / len(examples) < fair + 0.08
+    answers = collections.Counter(e['answer'] for e in examples)
+    assert max(answers.values()) / len(examples) < max(fair, 0.25) + 0.05
+
+
+def test_no_label_is_commoner_than_another_where_labels_are_fixed():
+    fixed = [task for task in ALL if task.labels]
+    assert len(fixed) > 10
+    for task in fixed:
+        for split in recipe.SPLITS:
+            counts = collections.Counter(e['answer'] for e in task.examples(split))
+            assert set(counts) == set(task.labels) and len(set(counts.values())) == 1, task.name
+
+
+def test_examples_are_the_same_on_every_machine():
+    told = [[task.examples(split)[:20] for split in recipe.SPLITS] for task in ALL]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    assert digest[:16] == 'GOLDEN', 'the suite has changed: scores before and after do not compare'
+
+
+def test_another_seed_draws_other_examples():
+    task = tasks.TRAINED[0]
+    assert task.examples('train') != task.examples('train', seed=1)
+
+
+@each(tasks.NEW)
+def test_new_tasks_say_nothing_in_words_that_training_never_uses(task):
+    assert set(WORDS.findall(' '.join(rendered(task, 'test', task.templates)))) <= trained_words()
+
+
+def test_new_wordings_use_words_of_training():
+    for task in tasks.TRAINED:
+        texts = rendered(task, 'test', task.new_templates)
+        assert set(WORDS.findall(' '.join(texts))) <= trained_words(), task.name
+
+
+_trained_words = set()
+
+
+def trained_words():
+    if not _trained_words:
+        for task in tasks.TRAINED:
+            for text in rendered(task, 'train', task.templates):
+                _trained_words.update(WORDS.findall(text))
+            for example in task.examples('train'):
+                _trained_words.update(WORDS.findall(' '.join(example['choices'])))
+    return _trained_words
+
+
+def test_every_word_and_number_of_the_suite_is_one_piece():
+    vocabulary = open_vocabulary('builtin')
+    assert vocabulary.size <= 2048
+    nouns = [noun for kind in words.KINDS.values() for noun in kind]
+    numbers = [str(n) for n in range(100)]
+    for word in [*nouns, *words.NAMES, *numbers, *words.NUMBERS, *words.OPPOSITES]:
+        assert len(vocabulary.encode(word)) == 1, word
+    assert len(vocabulary.encode('the cat and 42 dogs')) == 5
+
+
+def test_the_vocabulary_holds_every_word_that_it_was_made_for():
+    vocabulary = open_vocabulary('builtin')
+    split = [word for word in suite_vocabulary.words() if len(vocabulary.encode(word)) > 1]
+    assert not split, 'train mixtures/builtin.model again (see mixtures/suite/vocabulary.py)'
+
+
+def test_documentation_is_prose_in_two_disjoint_splits():
+    train, validation = ([d['text'] for d in documentation.documents(s)] for s in ('train', 'validation'))
+    assert len(train) > 1000 and len(validation) > 50
+    assert not set(train) & set(validation) and len(set(train)) == len(train)
+    assert all(len(text.split()) >= 8 and '\n' not in text for text in train)
+
+
+def test_one_line_registers_the_suite_with_seqio():
+    pytest.importorskip('seqio')
+    from mtpt.mixtures import builtin  # noqa: F401
+    from mtpt.tasks import register
+
+    members = register.members('builtin')
+    assert len(members) == len(tasks.TRAINED) + 1
+    assert 0.01 < sum(m.rate for m in members if m.kind == 'text') < 0.05
+    wordings = register.exam_names('builtin_trained', held_out_prompts=False)
+    assert len(wordings) == sum(len(task.wordings) for task in tasks.TRAINED)
+    unseen = register.exam_names('builtin_new_wordings')
+    assert unseen and all(register.exam_info(name)['held_out_prompt'] for name in unseen)
+    new = {register.exam_info(name)['family'] for name in register.exam_names('builtin_new_tasks')}
+    assert new == {task.family for task in tasks.NEW} and not new & {m.family for m in members}

@@ -5,11 +5,10 @@ MTPT_DATA=DIR mtpt train --config=natural_instructions --workdir=runs/natural_in
 DIR/ni is the folder of the collection in its official layout and DIR/vocab/t5_cc_all.32000 holds
 T5's vocabulary; without MTPT_DATA, DIR is ../shared/data beside the checkout. The score is ROUGE-L
 and exact match on the first 100 instances of each test task. Of the official lists, the tasks that
-have a file are used (`partial`); trained on all of them, set `partial=False`.
+have a file are used (`partial`); with the whole collection, set `partial=False`.
 
-Hardware: 2 CPU cores. This is the smallest run that goes all the way, about ten minutes; the
-  published
-results come from models a thousand times larger that were pretrained on text first.
+Hardware: 2 CPU cores; sized for about ten minutes. It is the smallest run that goes all the way:
+expect scores near nothing (published ones come from large models, pretrained on text first).
 """
 
 import os

@@ -212,7 +212,8 @@ class _Exams:
     def __init__(self, run, manifest, vocabulary, model_cfg, mesh, workdir, writer=None):
         self.run, self.manifest, self.vocabulary = run, manifest, vocabulary
         self.model_cfg, self.mesh, self.workdir, self.writer = model_cfg, mesh, workdir, writer
-        self.console = rich.console.Console()
+        # A pipe has no width of its own; a table needs about this much.
+        self.console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
 
     def when_due(self, step: int, params: Any) -> dict[str, float]:
         """For the training loop: the mixtures whose plan says so, and their averages as metrics."""
@@ -245,11 +246,15 @@ class _Exams:
             meta = dict(step=step, mixture=mixture, split=plan.split, normalisation=cfg.normalisation)
             path = self.workdir / 'eval' / f'{step:08d}-{mixture}.json'
             save_rows(path, rows, summarise(rows), meta | dict(seed=self.run.train.seed))
-            if step:
-                many = len(rows) > 80
-                self.console.print(f'{mixture} ({plan.split}), step {step}', style='bold')
-                self.console.print(table(rows, prompts=not many))
+            self._show(f'{mixture} ({plan.split} split), step {step}', rows)
         return rows
+
+    def _show(self, title: str, rows: list[dict[str, Any]]) -> None:
+        """All rows where `mtpt evaluate` asked for them, the averages at the end of a run."""
+        whole = self.writer is None
+        out = table(rows, prompts=whole, tasks=whole)
+        out.title = title
+        self.console.print(out)
 
     def _sets(self, mixture: str, plan: ExamPlan) -> list[ExamSet]:
         entries = prepare.exam_entries(self.manifest, mixture, plan.split)

@@ -19,6 +19,11 @@ from mtpt import flags
 from mtpt.config import UserError
 from mtpt.evaluate.intervals import across_seeds
 
+COLUMNS = (
+    *('setting', 'mixture', 'step', 'metric', 'score'),
+    *('95 % interval', 'chance', 'tasks', 'seeds'),
+)
+
 
 def sweep(config: str, overrides: list[str], over: list[str], seeds: int, workdir: str) -> dict:
     """Runs `config` for every combination of the values in `over` and `seeds` seeds, then compares.
@@ -69,29 +74,28 @@ def compare(root: pathlib.Path, grid: list, seeds: int) -> dict[str, Any]:
         for seed in range(seeds):
             for path in sorted(_folder(root, setting, seed).glob('eval/*.json')):
                 result = json.loads(path.read_text())
-                tasks = scores.setdefault((result['mixture'], result['step']), {})
                 for row in result['rows']:
-                    pair = (row['value'], row['chance'])
-                    tasks.setdefault(seed, {}).setdefault(row['task'], []).append(pair)
-        for (mixture, step), by_seed in sorted(scores.items()):
-            rows.append(
-                dict(setting=dict(setting), mixture=mixture, step=step, **across_seeds(by_seed))
-            )
+                    key = (result['mixture'], result['step'], row['metric'])
+                    tasks = scores.setdefault(key, {}).setdefault(seed, {})
+                    tasks.setdefault(row['task'], []).append((row['value'], row['chance']))
+        for (mixture, step, metric), by_seed in sorted(scores.items()):
+            about = dict(setting=dict(setting), mixture=mixture, step=step, metric=metric)
+            rows.append(about | across_seeds(by_seed))
     return dict(seeds=seeds, rows=rows)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of `compare` for a document."""
     lines = [
-        '| setting | mixture | step | score | 95 % interval | chance | tasks | seeds |',
-        '|---|---|---|---|---|---|---|---|',
+        '| ' + ' | '.join(COLUMNS) + ' |',
+        '|' + '---|' * len(COLUMNS),
     ]
     lines += ['| ' + ' | '.join(_cells(row)) + ' |' for row in result['rows']]
     return '\n'.join(lines) + '\n'
 
 
 def _table(result):
-    table = rich.table.Table('setting', 'mixture', 'step', 'score', '95 %', 'chance', 'tasks', 'seeds')
+    table = rich.table.Table(*COLUMNS)
     for row in result['rows']:
         table.add_row(*_cells(row))
     return table
@@ -100,7 +104,7 @@ def _table(result):
 def _cells(row):
     setting = ', '.join(f'{k}={v}' for k, v in row['setting'].items()) or 'as the config says'
     interval = f'[{row["low"]:.3f}, {row["high"]:.3f}]'
-    numbers = (f'{row["value"]:.3f}', interval, f'{row["chance"]:.3f}')
+    numbers = (row['metric'], f'{row["value"]:.3f}', interval, f'{row["chance"]:.3f}')
     return [setting, row['mixture'], str(row['step']), *numbers, str(row['tasks']), str(row['seeds'])]
 
 

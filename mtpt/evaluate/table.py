@@ -10,10 +10,10 @@ from mtpt.evaluate.answers import Row
 from mtpt.evaluate.intervals import across_seeds
 
 COLUMNS = (
-    *('kind', 'task', 'prompt', 'metric', 'value', '95 %'),
-    *('chance', 'majority', 'empty', 'examples', 'says most'),
+    *('task', 'prompt', 'metric', 'value', '95 % interval'),
+    *('chance', 'majority', 'empty', 'n', 'says most'),
 )
-NUMBERS = COLUMNS[4:10]
+NUMBERS = COLUMNS[3:9]
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -76,15 +76,20 @@ def _means(group, *names):
     }
 
 
-def table(rows: Sequence[Row], prompts: bool = True) -> rich.table.Table:
-    """The table for a terminal: a line a prompt (unless `prompts` is False), a task, an average."""
+def table(rows: Sequence[Row], prompts: bool = True, tasks: bool = True) -> rich.table.Table:
+    """The table for a terminal: a line a prompt and a task (unless they are False), and an average.
+
+    What the model says most is left to `markdown` and the report, for want of room.
+    """
     out = rich.table.Table(caption=_caption(rows), show_edge=False, pad_edge=False)
-    for column in COLUMNS:
+    for column in COLUMNS[:-1]:
         number = column in NUMBERS
         out.add_column(column, justify='right' if number else 'left', no_wrap=number)
     for section, lines in _lines(rows, prompts):
+        if section == 'task' and not tasks:
+            continue
         for cells in lines:
-            out.add_row(*cells, style='bold' if section == 'macro' else None)
+            out.add_row(*cells[:-1], style='bold' if section == 'macro' else None)
         out.add_section()
     return out
 
@@ -113,30 +118,28 @@ def _lines(rows, prompts):
         own = [r for r in rows if (r['kind'], r['task'], r['metric']) == (*key, task['metric'])]
         lines = by_task.setdefault(key, [])
         if prompts:
-            lines += [
-                _cells(row, row['kind'], row['task'], row['prompt'], _said(row)) for row in own
-            ]
+            lines += [_cells(row, row['task'], row['prompt'], _said(row)) for row in own]
         if not prompts or len(own) > 1:
             spread = f'{_number(task["min"])} to {_number(task["max"])}'
             words = f'mean of {len(own)}: {spread}, median {_number(task["median"])}'
             said = '' if prompts else _said(max(own, key=lambda r: max(r['label_shares'].values())))
-            lines.append(_cells(task, task['kind'], task['task'], words, said))
+            lines.append(_cells(task, task['task'], words, said))
     yield from (('task', lines) for lines in by_task.values())
     lines = []
     for macro in summary['macro']:
         count = f'{macro["tasks"]} tasks' if macro['tasks'] > 1 else '1 task'
         gain = f'{macro["gain"]:+.3f} [{macro["gain_low"]:+.3f}, {macro["gain_high"]:+.3f}]'
         what = 'all' if macro['over'] == 'all' else f'{macro["over"]} {macro["name"]}'
-        lines.append(_cells(macro, 'average', what, f'{count}; above chance {gain}', ''))
+        lines.append(_cells(macro, what, f'{count}; above chance {gain}', ''))
     yield 'macro', lines
 
 
-def _cells(row, kind, task, prompt, said):
+def _cells(row, task, prompt, said):
     interval = f'[{_number(row["low"])}, {_number(row["high"])}]'
     numbers = [_number(row[name]) for name in ('chance', 'majority', 'empty')]
     examples = str(row.get('examples', ''))
     return [
-        *(str(kind), task, prompt, row['metric'], _number(row['value']), interval),
+        *(task, prompt, row['metric'], _number(row['value']), interval),
         *(*numbers, examples, said),
     ]
 

@@ -12,7 +12,6 @@ A task of the suite is about 15 lines in a file of `mixtures/suite/`; `suite/tas
 
 from mtpt.mixtures.suite import documentation, tasks
 from mtpt.mixtures.suite.recipe import SPLITS, Recipe
-
 from mtpt.tasks.prompts import Prompt
 from mtpt.tasks.register import mixture, task, text_task
 from mtpt.tasks.sources import function

@@ -11,41 +11,6 @@ from mtpt.tasks import canonical_dataset, canonical_family, clean_name
 # slash are configurations of one dataset.
 GROUPS = ('glue/', 'super_glue/', 'kilt_tasks/')
 
-# Copies, translations, annotations and re-issues of the same examples.
-DATASETS = dict(
-    ai2_arc='arc',
-    aqua='aqua_rat',
-    clue_cmrc2018='cmrc2018',
-    commongen='common_gen',
-    commonsenseqa='commonsense_qa',
-    copa_hr='copa',
-    cos_e='commonsense_qa',
-    cosmosqa='cosmos_qa',
-    e_snli='snli',
-    e2e='e2e_nlg',
-    e2e_nlg_cleaned='e2e_nlg',
-    enhanced_wsc='wsc',
-    math_qa='mathqa',
-    multinli='mnli',
-    mwsc='wsc',
-    nq_open='natural_questions',
-    pasinlu='parsinlu',
-    paws_x='paws',
-    rocstories='roc_stories',
-    rotten_tomatoe='rotten_tomatoes',
-    scitailv1_1='scitail',
-    social_iqa='social_i_qa',
-    squad_v2='squad',
-    trivia_qa='triviaqa',
-    winograd_wsc='wsc',
-    winowhy='wsc',
-    wsc_fiexed='wsc',
-    wsc_fixed='wsc',
-    xcopa='copa',
-    xl_wic='wic',
-    xquad='squad',
-)
-
 # Names under which a collection files what comes from no dataset at all.
 NO_DATASET = ('', 'synthetic', 'missing', 'miscellaneous')
 
@@ -75,7 +40,7 @@ def dataset(name: str | None) -> str | None:
     for group in GROUPS:
         name = name.removeprefix(group)
     name = clean_name(name.split('/')[0]) if name else ''
-    return None if name in NO_DATASET else canonical_dataset(DATASETS.get(name, name))
+    return None if name in NO_DATASET else canonical_dataset(name)
 
 
 def family(name: str) -> str:

@@ -23,10 +23,9 @@ import random
 import string
 from collections.abc import Iterator
 
-from mtpt.mixtures import names
-
 from mtpt import tasks
 from mtpt.config import UserError, choose
+from mtpt.mixtures import names
 
 OFFICIAL_TEST_INSTANCES = 100
 VALIDATION_SHARE = 10  # one in so many instances of a training task, from its end

@@ -28,10 +28,9 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from mtpt.mixtures import names, promptsource
-
 from mtpt import tasks
 from mtpt.config import UserError, nearest
+from mtpt.mixtures import names, promptsource
 
 VALIDATION_SHARE = 10  # one in so many positions of the prompted rows, from the end
 
@@ -54,13 +53,15 @@ FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What there is of one dataset: `name` is Hugging Face's, `family` canonical."""
+    """What there is of one dataset.
+
+    `name` is Hugging Face's, `family` canonical; `groups` are its roles in T0: BASE, GPT_EVAL or
+    SGLUE to train on, eval:BASE to be asked on.
+    """
 
     name: str
     family: str
-    groups: tuple[
-        str, ...
-    ]  # T0's roles: BASE, GPT_EVAL, SGLUE to train on, eval:BASE to be asked on
+    groups: tuple[str, ...]
     labelled: dict[str, pathlib.Path]
     prompted: pathlib.Path | None
     fewshot: tuple[pathlib.Path, ...]
@@ -97,29 +98,12 @@ def register(
     datasets = find(root)
     _check_names(datasets, groups, more)
     blacklist = set(_json(root / 't0' / 'mixtures.json').get('task_blacklist', ()))
-    templates = functools.partial(_templates, root, blacklist)
     registered = dict(train=[], eval=[], labelled=[])
     for dataset in datasets.values():
-        options = dict(
-            family=dataset.family,
-            dataset=names.dataset(dataset.name),
-            inputs_eos=False,
-            vocabulary=vocabulary,
-            replace=True,
-        )
-        held_out = dataset.family in HELD_OUT
-        asked = 'eval:BASE' in dataset.groups
-        wanted = not held_out and (set(groups) & set(dataset.groups) or dataset.name in more)
-        if asked:
-            registered['eval'] += _register_exam(dataset, templates(dataset), options)
-        elif dataset.labelled:
-            found = templates(dataset)
-            _register_labelled(dataset, found, options)
-            registered['labelled'].append(task_name(dataset.name))
-        if wanted and 'train' in dataset.labelled:
-            registered['train'].append(task_name(dataset.name))
-        elif wanted and dataset.prompted:
-            registered['train'].append(_register_prompted(dataset, templates(dataset), options))
+        wanted = bool(set(groups) & set(dataset.groups)) or dataset.name in more
+        templates = _templates(root, blacklist, dataset)
+        for side, made in _register(dataset, templates, wanted, vocabulary).items():
+            registered[side] += made
     for side, rule in (('train', dict(rule='t0', cap=cap)), ('eval', dict(rule='equal'))):
         if not registered[side]:
             raise UserError(f'{root} holds no dataset for t0_{side}; is it the right folder?')
@@ -187,6 +171,28 @@ def fewshot_rows(path: pathlib.Path, split: str) -> Iterator[dict]:
         if content not in seen:
             seen.add(content)
             yield row
+
+
+def _register(dataset: Dataset, templates: list, wanted: bool, vocabulary: str) -> dict:
+    """Registers what there is of a dataset; gives the names of its tasks by their side."""
+    options = dict(
+        family=dataset.family,
+        dataset=names.dataset(dataset.name),
+        inputs_eos=False,
+        vocabulary=vocabulary,
+        replace=True,
+    )
+    if 'eval:BASE' in dataset.groups:
+        return dict(eval=_register_exam(dataset, templates, options))
+    made = {}
+    wanted = wanted and dataset.family not in HELD_OUT
+    if dataset.labelled:
+        made['labelled'] = [_register_labelled(dataset, templates, options)]
+        if wanted and 'train' in dataset.labelled:
+            return made | dict(train=made['labelled'])
+    if wanted and dataset.prompted:
+        made['train'] = [_register_prompted(dataset, templates, options)]
+    return made
 
 
 def _register_labelled(dataset: Dataset, templates: list, options: dict) -> str:

@@ -101,7 +101,7 @@ class Checkpoints:
 
         Raises:
           UserError: this save, or the one before, could not be written; earlier checkpoints are
-          whole.
+            whole.
         """
         if step in self.steps():
             return
@@ -136,7 +136,7 @@ class Checkpoints:
 
         Raises:
           UserError: no such step, a damaged or foreign checkpoint, or one of another model (naming
-          the first path that differs and both shapes).
+            the first path that differs and both shapes).
         """
         abstract_rest = _rest(abstract)
         self._check(step, 'params', abstract.params)

@@ -60,7 +60,7 @@ def open_tasks(cfg: TasksConfig) -> ModuleType:
     from mtpt import tasks
 
     with _quiet():
-        tasks.find  # imports SeqIO, and TensorFlow with it
+        importlib.import_module('mtpt.tasks.register')  # SeqIO, and TensorFlow with it
         module = _module(cfg.module)
     register = getattr(module, 'register', None)
     if register is None and cfg.args:
@@ -161,7 +161,8 @@ def prepare(
         return found
     tasks = open_tasks(tasks_cfg)
     check_held_out(tasks, data.mixture, held_out)
-    return write_cache(data, exams, folder, splits=('train', 'validation'))
+    splits = ('train', 'validation') if data.mode == 'cached' else ('validation',)
+    return write_cache(data, exams, folder, splits)
 
 
 def _covers(manifest: Manifest, data: DataConfig, exams: Mapping[str, ExamPlan]) -> bool:

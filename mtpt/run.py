@@ -213,7 +213,7 @@ class _Exams:
         self.run, self.manifest, self.vocabulary = run, manifest, vocabulary
         self.model_cfg, self.mesh, self.workdir, self.writer = model_cfg, mesh, workdir, writer
         # A pipe has no width of its own; a table needs about this much.
-        self.console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+        self.console = rich.console.Console(width=None if sys.stdout.isatty() else 150)
 
     def when_due(self, step: int, params: Any) -> dict[str, float]:
         """For the training loop: the mixtures whose plan says so, and their averages as metrics."""

@@ -156,13 +156,6 @@ class SentencePiece(Vocabulary):
                 '(mtpt.vocabulary.train does)'
             )
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in one call."""
-        try:
-            return self._processor.encode(list(texts), num_threads=1)
-        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair
-            return [self.encode(text) for text in texts]
-
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 

@@ -8,11 +8,11 @@ import pathlib
 
 import pytest
 import seqio
-from mtpt.mixtures import names, natural_instructions
 
 import mtpt
 from mtpt import tasks
 from mtpt.config import UserError
+from mtpt.mixtures import names, natural_instructions
 from mtpt.vocabulary import open_vocabulary
 
 DATA = pathlib.Path(

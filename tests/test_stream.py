@@ -108,6 +108,18 @@ def test_a_broken_task_fails_by_name_or_is_left_out_and_the_rest_renormalised():
     assert all(equal(next(again)[0], batch) for batch, _ in history[10:])
 
 
+def test_a_stream_of_nothing_but_targets_to_drop_ends_in_words():
+    def long(name):
+        return itertools.repeat(([5, 1], [6] * 30))
+
+    with pytest.raises(UserError, match=r'30 tokens and data.targets_length is 8'):
+        next(stream(table(), CFG, long))
+    with pytest.raises(UserError, match=r'in a row are longer than data.targets_length=8'):
+        next(stream(table(), dataclasses.replace(CFG, long_targets='drop'), long))
+    batch, position = next(stream(table(), dataclasses.replace(CFG, long_targets='trim'), long))
+    assert (batch['decoder_target_tokens'][:, 7] == 1).all() and position['trimmed'].sum() > 0
+
+
 def test_when_every_task_is_broken_the_run_ends_in_words():
     def never(name):
         raise OSError('gone')

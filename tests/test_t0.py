@@ -9,11 +9,11 @@ import pathlib
 
 import pytest
 import seqio
-from mtpt.mixtures import names, promptsource, t0
 
 import mtpt
 from mtpt import tasks
 from mtpt.config import UserError
+from mtpt.mixtures import names, promptsource, t0
 from mtpt.tasks import clean_name, render
 from mtpt.vocabulary import open_vocabulary
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from mtpt.log import LogConfig, Writer, read_metrics, trim
 from mtpt.mesh import MeshConfig, act, make_mesh, place
 from mtpt.model import encoder_decoder
 from mtpt.model.config import ModelConfig, resolve
-from mtpt.train.loop import Interrupted, Prefetch, TrainConfig, begin, fit
+from mtpt.train.host import Prefetch
+from mtpt.train.loop import Interrupted, TrainConfig, begin, fit
 from mtpt.train.loss import normalizer, task_sums, token_losses
 from mtpt.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
 from mtpt.train.state import InitFromConfig, init_from, new_state
@@ -141,6 +143,7 @@ def test_ctrl_c_finishes_the_step_saves_and_the_run_goes_on_from_there(tmp_path)
     def pressed(step, batch):
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # a loader that is slow now must not hold up the stop
         return batch
 
     with pytest.raises(Interrupted, match=r'stopped by Ctrl-C after step .*same command goes on'):

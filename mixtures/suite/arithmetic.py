@@ -1,6 +1,6 @@
 """Arithmetic with small numbers, inside a short sentence."""
 
-from mtpt.mixtures.suite.recipe import SKILL, TRAIN, bind, options, recipe, recipes, variant
+from mtpt.mixtures.suite.recipe import SKILL, bind, options, recipe, recipes, variant
 from mtpt.mixtures.suite.words import NAMES, THINGS, plural
 
 
@@ -28,7 +28,7 @@ def counted(name: str, span: range, rule, happens: str, new: str | None = None):
         name,
         'arithmetic',
         bind(one_number, span=span, rule=rule),
-        train=TRAIN,
+        train=SKILL,
         ask=f'{{name}} has {{number}} {{thing}} and {happens}. How many now?',
         tell=f'{{name}} with {{number}} {{thing}} {happens}. Say how many now.',
         choose=f'Of {{number}} {{thing}} {{name}} {happens}. The number now is',
@@ -36,10 +36,10 @@ def counted(name: str, span: range, rule, happens: str, new: str | None = None):
     )
 
 
-add_one = counted('add_one', range(1, 31), lambda n: n + 1, 'finds 1 more')
-add_two = counted('add_two', range(1, 31), lambda n: n + 2, 'finds 2 more')
-take_one = counted('take_one', range(2, 31), lambda n: n - 1, 'gives 1 away')
-add_ten = counted('add_ten', range(1, 31), lambda n: n + 10, 'finds 10 more')
+add_one = counted('add_one', range(1, 21), lambda n: n + 1, 'finds 1 more')
+add_two = counted('add_two', range(1, 21), lambda n: n + 2, 'finds 2 more')
+take_one = counted('take_one', range(2, 21), lambda n: n - 1, 'gives 1 away')
+add_ten = counted('add_ten', range(1, 21), lambda n: n + 10, 'finds 10 more')
 double = counted('double', range(1, 21), lambda n: 2 * n, 'finds as many more')
 
 
@@ -52,7 +52,7 @@ double = counted('double', range(1, 21), lambda n: 2 * n, 'finds as many more')
     train=SKILL,
 )
 def add(rng):
-    a, b = rng.randrange(1, 7), rng.randrange(1, 7)
+    a, b = rng.randrange(1, 6), rng.randrange(1, 6)
     thing = plural(rng.choice(THINGS))
     return dict(
         a=a, b=b, thing=thing, name=rng.choice(NAMES), answer=str(a + b), choices=near(rng, a + b)
@@ -78,7 +78,7 @@ def even_or_odd(rng):
     choose='Of {thing} {name} has {number}. The last digit is',
 )
 def last_digit(rng):
-    drawn = one_number(rng, range(10, 50), lambda n: n % 10)
+    drawn = one_number(rng, range(10, 40), lambda n: n % 10)
     return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(10)), 4))
 
 
@@ -89,8 +89,8 @@ def last_digit(rng):
     choose='Of {thing} {name} has {number}. The first digit is',
 )
 def first_digit(rng):
-    drawn = one_number(rng, range(10, 50), lambda n: n // 10)
-    return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(1, 5)), 4))
+    drawn = one_number(rng, range(10, 40), lambda n: n // 10)
+    return drawn | dict(choices=options(rng, drawn['answer'], map(str, range(1, 5)), 3))
 
 
 @recipe(

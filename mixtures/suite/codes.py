@@ -39,7 +39,7 @@ HTML = {chr(html.entities.name2codepoint[e]): e for e in ENTITIES}
 MARKS = '! " # $ % & ( ) * + , - . / : ; < = > ? @ [ ] ^ _ { | } ~'.split()
 CHARACTERS = {
     'digit': list('0123456789'),
-    'letter': list('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'),
+    'letter': list('abcdefghijklmnopqrstuvwxyz'),
     'sign': [c for c in MARKS if unicodedata.category(c)[0] in 'SP'],
 }
 KEYWORDS = [w for w in keyword.kwlist if w.islower()]

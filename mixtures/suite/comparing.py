@@ -46,8 +46,8 @@ largest = compare('largest', bind(listed, n=3, best=max), 'the largest number')
 smallest = compare('smallest', bind(listed, n=3, best=min), 'the smallest number')
 older_age = sentence('older_age', '{} is {} years old', max, 'the higher age')
 younger_age = sentence('younger_age', '{} is {} years old', min, 'the lower age')
-higher_price = sentence('higher_price', 'the {} costs {}', max, 'the higher price', keys=THINGS)
-lower_price = sentence('lower_price', 'the {} costs {}', min, 'the lower price', keys=THINGS)
+higher_price = sentence('higher_price', 'the {} costs {} coins', max, 'the higher price', keys=THINGS)
+lower_price = sentence('lower_price', 'the {} costs {} coins', min, 'the lower price', keys=THINGS)
 larger_weight = sentence(
     'larger_weight', 'the {} has {} grams', max, 'the larger weight', keys=THINGS
 )

@@ -94,9 +94,9 @@ sort_down = edit(
 
 
 def counted(rng) -> dict:
-    n = rng.randrange(1, 5)
+    n = rng.randrange(2, 6)
     items = ' '.join(rng.sample(NOUNS, n))
-    return dict(items=items, answer=str(n), choices=['1', '2', '3', '4'])
+    return dict(items=items, answer=str(n), choices=['2', '3', '4', '5'])
 
 
 count_words = variant(

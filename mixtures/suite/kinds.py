@@ -18,11 +18,11 @@ DEEDS = sorted(set(USES.values()))
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='What kind of thing is {thing} that {name} sees in the {place}?',
     tell='{name} sees {thing} in the {place}. Say the kind of thing.',
     choose='In the {place} is {thing}. {name} asks what kind of thing it is.',
     new='In the {place} {name} sees {thing}. What kind of thing is it?',
-    train=SKILL,
 )
 def kind_of_thing(rng):
     kind = rng.choice([k for k in KINDS if k not in ('color', 'place')])
@@ -37,6 +37,7 @@ def kind_of_thing(rng):
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='{items} are all of one kind. Which kind?',
     tell='Say the kind of thing: {items}.',
     choose='List: {items}. What kind of list is it?',
@@ -50,6 +51,7 @@ def kind_of_list(rng):
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='{name} sees {thing} in the {place}. Is it living or made?',
     tell='Living or made: {thing} that {name} sees in the {place}.',
     choose='In the {place} is {thing}. {name} asks if it is living or made.',
@@ -88,10 +90,10 @@ def what_for(rng):
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='{first} and {last}: which is the {kind}?',
     tell='Say which is the {kind}: {first} or {last}.',
     choose='Here are {first} and {last}. Name the {kind}.',
-    train=SKILL,
 )
 def which_is_the_kind(rng):
     kind, other = rng.sample(sorted(KINDS), 2)
@@ -103,6 +105,7 @@ def which_is_the_kind(rng):
 
 @recipe(
     'kinds',
+    train=SKILL,
     ask='Is the word {word}, that {name} writes in the {place}, a thing or a name?',
     tell='Thing or name: {name} writes {word} in the {place}.',
     choose='{name} writes {word} in the {place}. Say thing or name.',

@@ -4,6 +4,7 @@ from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
 from mtpt.mixtures.suite.words import KINDS, NAMES, THINGS, article
 
 YEARS = [str(n) for n in range(2, 60)]
+DEEDS = {verb: verb + 's' for verb in 'buy sell find take give call clean open help'.split()}
 # verb of a question -> (what the text says, the values)
 TOLD = {
     'wear': ('wears the {}', KINDS['garment']),
@@ -19,7 +20,10 @@ TOLD = {
 def one_person(rng, asked: str, told: dict) -> dict:
     """Three facts of a person; the answer is the value of one, the choices those of all."""
     others = rng.sample([verb for verb in TOLD if verb != asked], 2)
-    facts = {verb: rng.choice((told | TOLD)[verb][1]) for verb in (asked, *others)}
+    facts = {}
+    for verb in (asked, *others):
+        values = [value for value in (told | TOLD)[verb][1] if value not in facts.values()]
+        facts[verb] = rng.choice(values)
     order = rng.sample(sorted(facts), 3)
     name = rng.choice(NAMES)
     said = ', '.join((told | TOLD)[verb][0].format(facts[verb]) for verb in order)
@@ -55,6 +59,33 @@ what_uses, what_feeds = thing('use', 'uses'), thing('feed', 'feeds')
 what_color = asks('what_color', 'like', 'Which color does {name} like', 'which color {name} likes')
 what_job = asks('what_job', 'work', 'What is the job of {name}', 'the job of {name}')
 what_age = asks('what_age', 'age', 'How old is {name}', 'how old {name} is')
+
+
+def three_deeds(rng) -> dict:
+    """Three deeds of a person with three things: only the verb tells which is asked for."""
+    verbs, things = rng.sample(sorted(DEEDS), 3), rng.sample(THINGS, 3)
+    name, which = rng.choice(NAMES), rng.randrange(3)
+    said = ', '.join(f'{DEEDS[verb]} the {thing}' for verb, thing in zip(verbs, things))
+    return dict(
+        told=f'{name} {said}.',
+        name=name,
+        verb=verbs[which],
+        third=DEEDS[verbs[which]],
+        answer=things[which],
+        choices=things,
+    )
+
+
+what_deed = variant(
+    'what_deed',
+    'reading',
+    three_deeds,
+    train=SKILL,
+    ask='{told} What does {name} {verb}?',
+    tell='{told} Say what {name} {third}.',
+    choose='Read: {told} Now say what {name} {third}.',
+    new='Read: {told} What does {name} {verb}?',
+)
 
 
 def two_facts(rng, keys, values, ask_value: bool) -> dict:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 
 SPLITS = ('train', 'validation', 'test')
 SHARES = {'train': range(0, 80), 'validation': range(80, 90), 'test': range(90, 100)}
-SKILL = 1000  # training examples of what takes long to learn: copying, reading, comparing
-TRAIN, VALIDATION, TEST = 450, 150, 250
+TRAIN, VALIDATION, TEST = 500, 150, 250
+SKILL = 800  # training examples of what takes longer to learn; mixing follows these sizes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

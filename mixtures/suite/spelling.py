@@ -7,6 +7,7 @@ from mtpt.mixtures.suite.words import (
     KINDS,
     LETTERS,
     NAMES,
+    NOUNS,
     NUMBERS,
     OPPOSITES,
     ORDINALS,
@@ -47,7 +48,11 @@ def of_word(name: str, words, rule, others, what: str, new: bool = False):
 first_letter = of_word('first_letter', WORDS, lambda w: w[0], LETTERS, 'first letter', True)
 last_letter = of_word('last_letter', WORDS, lambda w: w[-1], LETTERS, 'last letter', True)
 word_length = of_word(
-    'word_length', WORDS, lambda w: str(len(w)), [str(n) for n in range(3, 10)], 'number of letters'
+    'word_length',
+    [word for n in (3, 4, 5, 6) for word in [w for w in NOUNS if len(w) == n][:10]],
+    lambda w: str(len(w)),
+    [str(n) for n in range(3, 7)],
+    'number of letters',
 )
 next_letter = of_word(
     'next_letter', LETTERS[:-1], lambda c: chr(ord(c) + 1), LETTERS, 'next letter'

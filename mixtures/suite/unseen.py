@@ -21,12 +21,12 @@ find_job = select('job', 'finding', 'find')
 TOLD = {
     'ride': ('rides the {}', KINDS['vehicle']),
     'play': ('plays the {}', KINDS['instrument']),
-    'visit': ('visits the {}', KINDS['place']),
+    'paint': ('paints the {}', KINDS['furniture']),
     'buy': ('buys {} coins', [str(n) for n in range(2, 60)]),
 }
 what_rides = thing('ride', 'rides', TOLD, 'relating')
 what_plays = thing('play', 'plays', TOLD, 'relating')
-what_visits = thing('visit', 'visits', TOLD, 'relating')
+what_paints = thing('paint', 'paints', TOLD, 'relating')
 how_many_buys = asks(
     'how_many_buys',
     'buy',
@@ -38,7 +38,7 @@ how_many_buys = asks(
 
 larger_age = sentence('larger_age', '{} is {} years old', max, 'the larger age', 'ranking')
 smaller_price = sentence(
-    'smaller_price', 'the {} costs {}', min, 'the smaller price', 'ranking', THINGS
+    'smaller_price', 'the {} costs {} coins', min, 'the smaller price', 'ranking', THINGS
 )
 higher_number = sentence('higher_number', '{} finds {} coins', max, 'the higher number', 'ranking')
 lower_weight = sentence(

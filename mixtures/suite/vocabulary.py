@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 
 import jinja2
-from mtpt.mixtures.suite import codes, documentation, tasks
 
 from mtpt import vocabulary
+from mtpt.mixtures.suite import codes, documentation, tasks
 
 SIZE = 1945  # with 100 sentinels and 3 modes 2,048
 WORD = re.compile('(?<![^ ])(?:[A-Za-z]+|[0-9]+)')

@@ -22,6 +22,8 @@ from mtpt.data.packing import Example
 
 Pairs = Iterator[tuple[Any, Any]]
 
+DROPPED = 10_000  # targets too long in a row before a task is held to have no other
+
 
 class Streamed:
     """Examples in the order in which each task's iterator gives them."""
@@ -38,6 +40,7 @@ class Streamed:
         self.host, self.hosts = host, hosts
         self.names = manifest.names
         self.taken = np.zeros(len(self.names), np.int64)
+        self._dropped = np.zeros(len(self.names), np.int64)
         self.broken: dict[int, str] = {}
         self._open: dict[int, Pairs] = {}
         for entry in manifest.tasks:
@@ -113,7 +116,13 @@ class Streamed:
             inputs = np.array([symbols.eos], np.int32)
         example = Example(task, counter, inputs, targets)
         if len(inputs) > self.cfg.inputs_length or len(targets) > self.cfg.targets_length:
-            return shards.fit(example, self.cfg, symbols, self.manifest.inputs_eos, name)
+            example = shards.fit(example, self.cfg, symbols, self.manifest.inputs_eos, name)
+        self._dropped[task] = 0 if example.inputs is not None else self._dropped[task] + 1
+        if self._dropped[task] > DROPPED:
+            raise UserError(
+                f'{DROPPED} targets of task {name!r} in a row are longer than data.targets_length='
+                f'{self.cfg.targets_length}; raise it, or set data.long_targets=trim'
+            )
         return example
 
 

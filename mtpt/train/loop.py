@@ -3,21 +3,21 @@
 import collections
 import contextlib
 import dataclasses
-import queue
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError
+from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
 from mtpt.mesh import BATCH_DIMS, place
 from mtpt.model import encoder_decoder
+from mtpt.train.host import Prefetch, Signals
 from mtpt.train.optimizer import Optimizer
 from mtpt.train.state import (
     InitFromConfig,
@@ -119,9 +119,8 @@ def fit(
     """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
 
     Args:
-      loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...];
-      position is what a
-        loader needs to go on after that batch.
+      loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...]; the
+        position is what a loader needs to go on after that batch.
       tasks: the names of the tasks with ids 1, 2, ...
       provenance: saved with every checkpoint, as it is at that time.
       validation: makes the validation batches anew each time.
@@ -132,7 +131,8 @@ def fit(
 
     Raises:
       UserError: the data ended or failed, a save failed, or too many updates in a row were not
-      finite. Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
+        finite.
+      Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
     """
     step, position, figures = int(state.step), None, {}
     if step >= cfg.steps:
@@ -141,12 +141,22 @@ def fit(
         )
         return state, figures
     late = Late(cfg, tasks, writer, checkpoints)
+    judged: dict[str, float] = {}
+
+    def save():
+        late.settle()
+        writer.flush()
+        checkpoints.save(step, state, _of_all_hosts(position), provenance or {}, judged)
+        writer.pause()
+
     with jax.set_mesh(mesh), Signals(writer.say) as signals:
         train_step = make_train_step(model_cfg, tx, len(tasks), **_loss(cfg))
         judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate)
         batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
         try:
-            while step < cfg.steps and (item := batches.take(lambda: signals.asked)) is not None:
+            while step < cfg.steps and not signals.agreed(step):
+                if (item := batches.take(signals.alone)) is None:
+                    continue
                 batch, position = item
                 state, metrics = train_step(state, batch)
                 step += 1
@@ -155,22 +165,33 @@ def fit(
                 if judged:
                     writer.write(step, judged)
                     figures |= judged
-                if checkpoints.due(step) or step == cfg.steps or signals.asked:
-                    late.settle()
-                    writer.flush()
-                    checkpoints.save(step, state, position, provenance or {}, judged)
-                    writer.pause()
-                if signals.asked:
-                    break
-            late.settle()
+                if checkpoints.due(step):
+                    save()
             signals.saving = True
+            if position is not None:
+                save()
             checkpoints.wait()
         finally:
             batches.close()
             _let_finish(checkpoints)
-    if signals.asked and step < cfg.steps:
+    if step < cfg.steps:
         raise Interrupted(_farewell(signals.asked, step, checkpoints))
     return state, figures
+
+
+def _of_all_hosts(position: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The position of the global batch; each host knows of its own row groups only."""
+    if jax.process_count() == 1:
+        return position
+    mine = {name: np.asarray(x) for name, x in position.items()}
+    octets = {name: np.atleast_1d(x).view(np.uint8) for name, x in mine.items()}
+    gathered = multihost_utils.process_allgather(octets)
+    return merge_positions(
+        [
+            {n: gathered[n][host].view(x.dtype).reshape(x.shape) for n, x in mine.items()}
+            for host in range(jax.process_count())
+        ]
+    )
 
 
 def _loss(cfg: TrainConfig) -> dict[str, Any]:
@@ -300,86 +321,3 @@ class Late:
             f'these tasks: {names}; look at their data (mtpt tasks show NAME) or lower '
             f'optimizer.schedule.rate; last good state: {where}'
         )
-
-
-class Prefetch:
-    """Draws and places batches in the background, `depth` ahead; errors surface in `take`."""
-
-    def __init__(self, loader: Iterator[tuple[Any, Any]], place: Callable[[Any], Any], depth: int):
-        self._queue = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(loader, place), daemon=True)
-        self._thread.start()
-
-    def take(self, given_up: Callable[[], Any] = lambda: False) -> tuple[Any, Any] | None:
-        """The next (batch on the devices, position); None once `given_up()` is true.
-
-        Raises:
-          UserError: the loader has ended. What the loader raised is raised here.
-        """
-        while not given_up():
-            try:
-                item, error = self._queue.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            return item
-        return None
-
-    def close(self) -> None:
-        """Ends the thread; a batch that is being drawn is waited for a little."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _work(self, loader, place):
-        try:
-            for batch, position in loader:
-                if not self._put((place(batch), position), None):
-                    return
-            error = UserError('the data ended before the run did; repeat it, or lower train.steps')
-        except BaseException as caught:
-            error = caught
-        self._put(None, error)
-
-    def _put(self, item, error) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-
-class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
-
-    While the last checkpoint is written one more is let pass, with a word. A checkpoint becomes
-    visible only when whole, so that even stopping at once breaks none.
-    """
-
-    def __init__(self, say: Callable[[str], None]):
-        self.asked: str | None = None
-        self.saving = False
-        self._say, self._warned, self._before = say, False, {}
-
-    def __enter__(self) -> 'Signals':
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._heard)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _heard(self, number: int, frame: Any) -> None:
-        if self.saving and not self._warned:
-            self._warned = True
-            self._say('the checkpoint is being written; once more to leave without it')
-        elif self.asked or self._warned:
-            raise KeyboardInterrupt
-        else:
-            self.asked = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'
-            self._say('finishing this step and saving; once more to stop at once')

@@ -22,8 +22,8 @@ def token_losses(
 
     Returns: 'nll' -log p(target); 'objective', what is minimised: with label smoothing, the cross
     entropy against the smoothed target less that target's entropy (T5X's convention, so that 0 is
-    the floor), plus z_loss * log(Z)^2 (1804.04235's code base, described in 2202.08906, section
-    3.1); 'z', that last part; 'correct', 1 where no other token has a higher logit.
+    the floor), plus z_loss * log(Z)^2 (2204.02311, section 5); 'z', that last part; 'correct', 1
+    where no other token has a higher logit.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     V = logits_BTV.shape[-1]

@@ -88,10 +88,10 @@ def init_from(
     """Replaces fresh parameters by those of another run.
 
     Args:
-      params: the fresh parameters, which also say where the others are to lie. dims: the letters of
-      their axes. rows: where the old vocabulary's ids are in the new one; by default they stay and
-      new ones come after. Rows that
-        no old id goes to keep their fresh values.
+      params: the fresh parameters, which also say where the others are to lie.
+      dims: the letters of their axes.
+      rows: from ids of the old vocabulary to those of the new one; by default they stay and new
+        ones come after. Rows that no old id goes to keep their fresh values.
 
     Returns:
       The parameters, and sentences on what was taken, what stayed fresh, and what was left over.

@@ -1,0 +1,41 @@
+"""Runs the benchmarks one after the other: `python -m benchmarks [NAME ...]`.
+
+Each prints its own table; docs/benchmarks.md holds the figures with machine and versions. Run nothing beside
+them: two cores that also do something else measure something else.
+"""
+
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+FOLDER = pathlib.Path(__file__).parent
+BENCHMARKS = dict(
+    input_pipeline='packing, cached loading and streaming, against SeqIO',
+    task_losses='what per-task losses cost a step',
+    train_step="a training step against PyTorch's T5 (needs torch and transformers)",
+    quickstart='the first command: time, memory, scores',
+)
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        print(f'no benchmark {sorted(unknown)}; there are: {", ".join(BENCHMARKS)}')
+        return 2
+    print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python', end=' ')
+    print(platform.python_version())
+    failed = []
+    for name in names or BENCHMARKS:
+        print(f'\n== {name}: {BENCHMARKS[name]}', flush=True)
+        command = [sys.executable, str(FOLDER / f'{name}.py')]
+        if subprocess.run(command, cwd=FOLDER.parent).returncode:
+            failed.append(name)
+    if failed:
+        print(f'\nfailed: {", ".join(failed)}')
+    return bool(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

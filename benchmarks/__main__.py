@@ -1,7 +1,7 @@
 """Runs the benchmarks one after the other: `python -m benchmarks [NAME ...]`.
 
-Each prints its own table; docs/benchmarks.md holds the figures with machine and versions. Run nothing beside
-them: two cores that also do something else measure something else.
+Each prints its own table; docs/benchmarks.md holds the figures with machine and versions. Run
+nothing beside them: two cores that also do something else measure something else.
 """
 
 import os

@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
     config.model = dict(size='mini')
     config.train = dict(steps=800, seed=0, validate_every=400)
     config.optimizer = dict(
-        name='adamw',
+        name='adamw_scale',
         b2=0.98,
         weight_decay=0.01,
         clip=1.0,
-        schedule=dict(name='wsd', rate=1e-3, warmup=100, decay=0.2),
+        schedule=dict(name='wsd', rate=1e-2, warmup=100, decay=0.2),
     )
     config.exams = dict(natural_instructions_test=dict(split='test', at_start=True))
     # With the whole collection, 'grammar_error_correction' is a twelfth family of test tasks.

@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
     config.model = dict(size='mini')
     config.train = dict(steps=2_000, seed=0, validate_every=500)
     config.optimizer = dict(
-        # A rate for each weight in proportion to its size: at AdamW's own 7e-4 the relative-position
-        # tables, which start near 0.3 and must reach 10 before attention is sharp, hardly move.
+        # A rate in proportion to the size of each weight: with one rate for all, relative-position
+        # tables, which start near 0.3 and must grow before attention is sharp, hardly move.
         name='adamw_scale',
         b2=0.98,
         weight_decay=0.01,

@@ -1,7 +1,7 @@
 """mtpt: scalable multi-task pretraining of encoder-decoders in JAX and Flax.
 
-In a checkout the folders `configs/` and `mixtures/` stand at the top level; installed, they are packages
-of mtpt. Both are imported as `mtpt.configs` and `mtpt.mixtures`.
+In a checkout the folders `configs/` and `mixtures/` stand at the top level; installed, they are
+packages of mtpt. Either way they are imported as `mtpt.configs` and `mtpt.mixtures`.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""The verbs of the command line; each imports what it needs when it is called, so that --help is instant."""
+"""The verbs of the command line; each imports what it needs when called: --help is instant."""
 
 import os
 import sys
@@ -155,9 +155,10 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        said = str(error).strip().partition('\n')[0]
         print(
-            f'mtpt: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ""}'
-            ' (this is a fault of mtpt or of a library; run again with --debug for the traceback)',
+            f'mtpt: {type(error).__name__}: {said} (this is a fault of mtpt or of a library; '
+            'run again with --debug for the traceback)',
             file=sys.stderr,
         )
         return 1

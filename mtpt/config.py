@@ -1,7 +1,8 @@
 """From a ConfigDict to frozen dataclasses, with words for whoever mistyped a key.
 
-A config file returns an `ml_collections.ConfigDict`; `read` turns it into the dataclass that lives beside
-the code it configures, and nothing past this door sees a ConfigDict. Defaults stand in the dataclass.
+A config file returns an `ml_collections.ConfigDict`; `read` turns it into the dataclass that lives
+beside the code it configures, and nothing past this door sees a ConfigDict. Defaults stand in the
+dataclass.
 """
 
 import dataclasses
@@ -40,7 +41,8 @@ def read(cls: type, config: Mapping[str, Any], path: str = 'config') -> Any:
     """Reads a mapping into the frozen dataclass `cls`, section by section.
 
     Raises:
-      UserError: an unknown key (with the nearest known ones), a wrong type, a section that is no mapping.
+      UserError: an unknown key (with the nearest known ones), a wrong type, a section that is no
+        mapping.
     """
     if dataclasses.is_dataclass(config):
         return config

@@ -1,7 +1,7 @@
-"""Flags of the verbs: absl flags, and a config whose every field can be set with --config.section.key=value.
+"""Flags of the verbs: absl's, and a config whose every field --config.section.key=value can set.
 
-The config file's own keys are laid over the defaults of the dataclasses first, so that any field can be
-overridden, and not only those that the file names.
+The config file's own keys are laid over the defaults of the dataclasses first, so that any field
+can be overridden, and not only those that the file names.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ def _from_file(argument: str):
         if path.endswith('.py') or '/' in path:
             file = pathlib.Path(path)
             if not file.is_file():
-                raise UserError(f'no config file {path}; name one of configs/: {", ".join(names())}')
+                raise UserError(f'no config file {path}; by name there are: {", ".join(names())}')
             spec = importlib.util.spec_from_file_location(f'mtpt_config_{file.stem}', file)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -156,15 +156,16 @@ def _plain(config):
 
 
 def _config_dict(config: Any) -> config_dict.ConfigDict:
-    """A dataclass as a ConfigDict: None becomes a placeholder of its type, so that flags can set it."""
+    """A dataclass as a ConfigDict; None becomes a placeholder that flags can set."""
     hints, fields = typing.get_type_hints(type(config)), {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = _config_dict(value)
         elif isinstance(value, dict):
-            inner = {k: _config_dict(v) if dataclasses.is_dataclass(v) else v for k, v in value.items()}
-            value = config_dict.ConfigDict(inner)
+            value = config_dict.ConfigDict(
+                {k: _config_dict(v) if dataclasses.is_dataclass(v) else v for k, v in value.items()}
+            )
         elif value is None:
             kind = next(t for t in typing.get_args(hints[field.name]) if t is not type(None))
             value = config_dict.placeholder(kind)

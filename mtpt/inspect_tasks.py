@@ -17,7 +17,7 @@ from mtpt.vocabulary import Vocabulary, open_vocabulary
 
 
 def show_list(run: Any, *names: str) -> int:
-    """Prints the mixtures and tasks that the run's module registers, or those of the named mixtures."""
+    """Prints the registered mixtures, and all tasks or those of the named mixtures."""
     tasks = prepare.open_tasks(run.tasks)
     table = rich.table.Table('mixture', 'tasks', 'rule', title='mixtures')
     for name in tasks.mixture_names():
@@ -97,7 +97,7 @@ def _corrupted(run, card, documents, vocabulary):
 
 
 def check(run: Any, *names: str) -> int:
-    """Probes every task of the named mixtures, prints all problems, and returns 1 if there are any."""
+    """Probes every task of the named mixtures and prints all problems; 1 if there are any."""
     if not names:
         raise UserError('which mixture? mtpt tasks check NAME; mtpt tasks list names them')
     tasks = prepare.open_tasks(run.tasks)

@@ -1,4 +1,4 @@
-"""Before training: the tasks are registered, what is held out is checked, what is read is cached."""
+"""Before training: tasks are registered, what is held out is checked, what is read is cached."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from mtpt.data.manifest import ExamEntry, Manifest
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
-    """Where tasks are registered: a module (or a FILE.py), and what its `register`, if any, is called with."""
+    """Where tasks are registered: a module (or a FILE.py), and the arguments of its `register`."""
 
     module: str = 'mtpt.mixtures.builtin'
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,8 +40,8 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class ExamPlan:
-    """How a mixture is examined in a run: on which split, on how many examples of each prompt (0: all),
-    every how many steps (0: at the end only), and whether the untrained model is examined too."""
+    """How a mixture is examined in a run: on which split, on how many examples of each prompt
+    (0: all), every how many steps (0: at the end only), and whether untrained too."""
 
     split: str = 'validation'
     max_examples: int = 0
@@ -52,7 +52,7 @@ class ExamPlan:
 def open_tasks(cfg: TasksConfig) -> ModuleType:
     """Registers what the config names, and returns `mtpt.tasks`.
 
-    A module that has a function `register` gets it called with `args`; importing is enough for others.
+    A module's function `register` is called with `args`; without one, importing is enough.
 
     Raises:
       UserError: there is no such module or file, or it takes no such arguments.
@@ -127,15 +127,17 @@ def check_held_out(tasks: ModuleType, mixture: str, held_out: HeldOut) -> None:
         known = {getattr(card, kind) if card else name for name, card in cards.items()}
         for name in names:
             if name not in known:
-                raise UserError(f'held_out: no task has the {kind} {name!r}; {nearest(name, known)}')
+                raise UserError(
+                    f'held_out: no task has the {kind} {name!r}; {nearest(name, known)}'
+                )
     for member in tasks.member_names(mixture):
         card = tasks.card_of(tasks.find(member))
         for kind, names in wanted.items():
             value = getattr(card, kind) if card else (member if kind == 'dataset' else '')
             if value in names:
                 raise UserError(
-                    f'mixture {mixture!r} trains on {member!r}, whose {kind} {value!r} the run holds '
-                    'out; leave the task out of the mixture, or the name out of held_out'
+                    f'mixture {mixture!r} trains on {member!r}, whose {kind} {value!r} the run '
+                    'holds out; leave the task out of the mixture, or the name out of held_out'
                 )
         if card and card.prompt and card.prompt in card.held_out_prompts:
             raise UserError(
@@ -153,8 +155,8 @@ def prepare(
 ) -> Manifest:
     """Gives the manifest of what a run reads, writing the cache where it is not there yet.
 
-    A cache that has the mixture and the evaluation sets is taken as it is, without opening the tasks
-    (and so without TensorFlow). A stream keeps its table and its evaluation sets in the same place.
+    A cache that has the mixture and the evaluation sets is taken as it is, without opening the
+    tasks (and so without TensorFlow). A stream keeps its table and evaluation sets in this place.
     """
     found = manifests.read(folder) if (folder / manifests.FILE).exists() else None
     if found and data.mode == 'cached' and _covers(found, data, exams):
@@ -174,7 +176,7 @@ def _covers(manifest: Manifest, data: DataConfig, exams: Mapping[str, ExamPlan])
 def write_cache(
     data: DataConfig, exams: Mapping[str, ExamPlan], folder: pathlib.Path, splits: tuple[str, ...]
 ) -> Manifest:
-    """Builds the cache of a mixture and of its exams, with a bar on the terminal; adds to what is there."""
+    """Builds the cache of a mixture and of its exams, or adds to it; a bar shows how far it is."""
     by_split: dict[str, list[str]] = {}
     for name, plan in exams.items():
         by_split.setdefault(plan.split, []).append(name)

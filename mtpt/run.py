@@ -46,7 +46,7 @@ from mtpt.train.state import InitFromConfig
 from mtpt.versions import installed
 from mtpt.vocabulary import Vocabulary, load
 
-TOLD = ('mtpt', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece', 'seqio')
+TOLD = ('mtpt', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read(config: str | Mapping[str, Any] | Run, *overrides: str) -> Run:
 
 
 def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Trains as `run` says in a folder, or goes on where that folder was left; returns the last scores.
+    """Trains as `run` says in a folder, or goes on where that was left; returns the last scores.
 
     Raises:
       UserError: whatever is wrong with the config, the data or the folder, in a sentence.
@@ -146,7 +146,7 @@ def evaluate(
 
     Args:
       workdir: the folder of a run.
-      mixture: a registered name; its evaluation sets are cached in the run's folder if they are not yet.
+      mixture: a registered name; its evaluation sets are cached if they are not yet.
       step: a checkpoint's step; the last one by default.
       split: by default what the run's config says for this mixture, else 'validation'.
       overrides: 'key=value' for fields of `EvaluateConfig`, such as 'normalisation=mean'.
@@ -163,9 +163,13 @@ def evaluate(
 
 
 def generate(
-    workdir: str | pathlib.Path, texts: Sequence[str], *, step: int | None = None, max_length: int = 0
+    workdir: str | pathlib.Path,
+    texts: Sequence[str],
+    *,
+    step: int | None = None,
+    max_length: int = 0,
 ) -> list[str]:
-    """Completes texts greedily with a run's checkpoint; `<extra_id_0>` and `[NLU]` stand for their tokens."""
+    """Completes texts greedily; `<extra_id_0>` and `[NLU]` stand for their tokens."""
     workdir = pathlib.Path(workdir)
     run = _run_of(workdir)
     vocabulary, model_cfg, mesh, params, _ = _restored(run, workdir, step)
@@ -177,8 +181,8 @@ def generate(
             raise UserError('there is nothing to complete: give --input=TEXT or lines of text')
         if len(ids) > run.data.inputs_length:
             raise UserError(
-                f'the input has {len(ids)} tokens and the run was trained on {run.data.inputs_length}; '
-                'shorten it'
+                f'the input has {len(ids)} tokens and the run was trained on '
+                f'{run.data.inputs_length}; shorten it'
             )
     longest = max_length or run.data.targets_length
     with jax.set_mesh(mesh):
@@ -189,7 +193,7 @@ def generate(
 
 
 def build_cache(run: Run, mixture: str, out: str) -> Manifest:
-    """Writes the shards and evaluation sets of a mixture, for runs that name the folder in `data.cache`."""
+    """Writes the shards and evaluation sets of a mixture, for runs that name it in `data.cache`."""
     tasks = prepare.open_tasks(run.tasks)
     prepare.check_held_out(tasks, mixture, run.held_out)
     data = dataclasses.replace(run.data, mixture=mixture)
@@ -238,14 +242,17 @@ class _Exams:
         cfg = dataclasses.replace(
             self.run.evaluate,
             max_examples=self.run.evaluate.max_examples or plan.max_examples,
-            max_target_length=min(self.run.evaluate.max_target_length, self.run.data.targets_length),
+            max_target_length=min(
+                self.run.evaluate.max_target_length, self.run.data.targets_length
+            ),
         )
         with jax.set_mesh(self.mesh):
             rows = examine(self.model_cfg, params, exams, self.vocabulary, cfg)
         if jax.process_index() == 0:
-            meta = dict(step=step, mixture=mixture, split=plan.split, normalisation=cfg.normalisation)
+            meta = dict(step=step, mixture=mixture, split=plan.split)
+            meta |= dict(normalisation=cfg.normalisation, seed=self.run.train.seed)
             path = self.workdir / 'eval' / f'{step:08d}-{mixture}.json'
-            save_rows(path, rows, summarise(rows), meta | dict(seed=self.run.train.seed))
+            save_rows(path, rows, summarise(rows), meta)
             self._show(f'{mixture} ({plan.split} split), step {step}', rows)
         return rows
 
@@ -285,7 +292,7 @@ def _make_folder(workdir: pathlib.Path) -> None:
 
 
 def _check_resumes(run: Run, workdir: pathlib.Path) -> None:
-    """A folder goes on with the config that it began with; only what does not change the run may differ."""
+    """A folder goes on with the config it began with; what does not change the run may differ."""
     if not (workdir / 'config.json').exists():
         return
     old, new = (trees.flatten(_comparable(as_dict(r))) for r in (_run_of(workdir), run))
@@ -330,8 +337,8 @@ def _check_order(start: Any, manifest: Manifest, run: Run) -> None:
     saved = (start.provenance or {}).get('data_fingerprint')
     if saved and saved != manifest.fingerprint:
         raise UserError(
-            f'the cache of {run.data.mixture!r} is not the one this run was trained on, so it cannot '
-            'go on exactly; restore that cache, or start in another --workdir with init_from'
+            f'the cache of {run.data.mixture!r} is not the one this run was trained on, so it '
+            'cannot go on exactly; restore that cache, or start another run with init_from'
         )
 
 
@@ -411,7 +418,7 @@ def _now() -> str:
 
 
 def _write_tasks(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> None:
-    """Writes asked-for against realised shares: examples and tokens that steps were really taken on."""
+    """Writes asked-for against realised shares, in examples and tokens that were trained on."""
     tokens = {}
     for line in read_metrics(workdir):
         for key, value in line.items():
@@ -440,7 +447,9 @@ def _run_of(workdir: pathlib.Path) -> Run:
     try:
         return read_config(Run, json.loads(path.read_text())['config'])
     except FileNotFoundError:
-        raise UserError(f'{workdir} holds no run: config.json is missing; train there first') from None
+        raise UserError(
+            f'{workdir} holds no run: config.json is missing; train there first'
+        ) from None
     except (ValueError, KeyError) as error:
         raise UserError(f'{path} is damaged ({error}); it cannot be read') from error
 
@@ -450,7 +459,7 @@ def _cache_of(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _with_exams(run: Run, workdir: pathlib.Path, mixture: str, plan: ExamPlan) -> Manifest:
-    """The run's manifest, with the evaluation sets of one more mixture added where they are missing."""
+    """The run's manifest, with the evaluation sets of a mixture added where they are missing."""
     folder = _cache_of(run, workdir)
     manifest = manifests.read(folder)
     if prepare.exam_entries(manifest, mixture, plan.split):

@@ -1,7 +1,7 @@
 """Runs of one config over values and seeds, and one table with intervals to compare them.
 
-Each run is a `mtpt train` of its own in a folder of its own, so a sweep that was killed goes on where it
-stopped: finished runs are not redone, an unfinished one resumes.
+Each run is a `mtpt train` of its own in a folder of its own, so a sweep that was killed goes on
+where it stopped: finished runs are not redone, an unfinished one resumes.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def sweep(config: str, overrides: list[str], over: list[str], seeds: int, workdi
       overrides: `--config.key=value` strings that hold for every run.
       over: `section.key=a,b,c` strings; several make a grid.
       seeds: seeds 0 .. seeds - 1 for each setting.
-      workdir: runs go to `workdir/SETTING/seed=N`, the table to `workdir/sweep.json` and `sweep.md`.
+      workdir: runs go to `workdir/SETTING/seed=N`, the table to `sweep.json` and `sweep.md`.
 
     Raises:
       UserError: `over` cannot be read, or a run failed (its own sentence stands above).
@@ -105,7 +105,8 @@ def _cells(row):
     setting = ', '.join(f'{k}={v}' for k, v in row['setting'].items()) or 'as the config says'
     interval = f'[{row["low"]:.3f}, {row["high"]:.3f}]'
     numbers = (row['metric'], f'{row["value"]:.3f}', interval, f'{row["chance"]:.3f}')
-    return [setting, row['mixture'], str(row['step']), *numbers, str(row['tasks']), str(row['seeds'])]
+    counts = (str(row['tasks']), str(row['seeds']))
+    return [setting, row['mixture'], str(row['step']), *numbers, *counts]
 
 
 def _values(over: str) -> list[tuple[str, str]]:
@@ -128,5 +129,5 @@ def _run(config, words, folder, shared, run):
     status = subprocess.run([*command, f'--workdir={folder}']).returncode
     if status:
         raise UserError(
-            f'the run in {folder} ended with status {status}; mend it and give the same command again'
+            f'the run in {folder} ended with status {status}; mend it and sweep again'
         )

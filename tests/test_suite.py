@@ -1,4 +1,4 @@
-"""Laws of the built-in suite: what it holds, that splits never touch, that nothing depends on the machine."""
+"""Laws of the built-in suite: what it holds, and that its splits never touch."""
 
 import collections
 import functools

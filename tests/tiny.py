@@ -17,7 +17,8 @@ def draw(split):
 
 def text(split):
     for i in range(20):
-        yield dict(text=f'The {WORDS[i % 6]} house is {WORDS[i // 3 % 6]} and old, number {i}. ' * 4)
+        said = f'The {WORDS[i % 6]} house is {WORDS[i // 3 % 6]} and old, number {i}. '
+        yield dict(text=said * 4)
 
 
 def register():
@@ -71,7 +72,6 @@ def write(folder, **changes):
         config.setdefault(section, {})[name] = value
     (folder / 'tasks.py').write_text(TASKS)
     path = folder / 'config.py'
-    path.write_text(
-        f'from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({config!r})\n'
-    )
+    lines = ['from ml_collections import ConfigDict', '', 'def get_config():']
+    path.write_text('\n'.join([*lines, f'    return ConfigDict({config!r})', '']))
     return path

@@ -44,9 +44,9 @@ CHARACTERS = {
 }
 KEYWORDS = [w for w in keyword.kwlist if w.islower()]
 FUNCTIONS = (
-    'abs all any ascii bin bool chr dict dir enumerate eval filter float hex id int iter len list '
-    'map max min next open ord pow print range repr round set slice sorted str sum super tuple type '
-    'vars zip'
+    'abs all any ascii bin bool chr dict dir enumerate eval filter float hex id int iter len '
+    'list map max min next open ord pow print range repr round set slice sorted str sum super '
+    'tuple type vars zip'
 ).split()
 OPERATORS = {
     '+': operator.add,

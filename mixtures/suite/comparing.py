@@ -4,6 +4,7 @@ from mtpt.mixtures.suite.recipe import SKILL, bind, recipes, variant
 from mtpt.mixtures.suite.words import NAMES, THINGS
 
 SPAN = range(1, 41)
+YEARS, COSTS, WEIGHS = '{} is {} years old', 'the {} costs {} coins', 'the {} has {} grams'
 
 
 def listed(rng, n: int, best) -> dict:
@@ -44,20 +45,14 @@ larger = compare('larger', bind(listed, n=2, best=max), 'the larger number')
 smaller = compare('smaller', bind(listed, n=2, best=min), 'the smaller number')
 largest = compare('largest', bind(listed, n=3, best=max), 'the largest number')
 smallest = compare('smallest', bind(listed, n=3, best=min), 'the smallest number')
-older_age = sentence('older_age', '{} is {} years old', max, 'the higher age')
-younger_age = sentence('younger_age', '{} is {} years old', min, 'the lower age')
-higher_price = sentence('higher_price', 'the {} costs {} coins', max, 'the higher price', keys=THINGS)
-lower_price = sentence('lower_price', 'the {} costs {} coins', min, 'the lower price', keys=THINGS)
-larger_weight = sentence(
-    'larger_weight', 'the {} has {} grams', max, 'the larger weight', keys=THINGS
-)
-smaller_weight = sentence(
-    'smaller_weight', 'the {} has {} grams', min, 'the smaller weight', keys=THINGS
-)
+older_age = sentence('older_age', YEARS, max, 'the higher age')
+younger_age = sentence('younger_age', YEARS, min, 'the lower age')
+higher_price = sentence('higher_price', COSTS, max, 'the higher price', keys=THINGS)
+lower_price = sentence('lower_price', COSTS, min, 'the lower price', keys=THINGS)
+larger_weight = sentence('larger_weight', WEIGHS, max, 'the larger weight', keys=THINGS)
+smaller_weight = sentence('smaller_weight', WEIGHS, min, 'the smaller weight', keys=THINGS)
 who_is_older = compare(
-    'who_is_older',
-    bind(said, keys=NAMES, fact='{} is {} years old', best=max, value=False),
-    'who is older',
+    'who_is_older', bind(said, keys=NAMES, fact=YEARS, best=max, value=False), 'who is older'
 )
 
 TASKS = recipes(globals())

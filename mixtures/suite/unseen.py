@@ -6,7 +6,7 @@ ranking   comparing with words and in sentences that training has, and never tog
 choosing  the conditions of training with other things to say
 """
 
-from mtpt.mixtures.suite.comparing import sentence
+from mtpt.mixtures.suite.comparing import COSTS, WEIGHS, YEARS, sentence
 from mtpt.mixtures.suite.logic import condition
 from mtpt.mixtures.suite.reading import asks, thing
 from mtpt.mixtures.suite.recipe import recipes
@@ -36,14 +36,10 @@ how_many_buys = asks(
     'relating',
 )
 
-larger_age = sentence('larger_age', '{} is {} years old', max, 'the larger age', 'ranking')
-smaller_price = sentence(
-    'smaller_price', 'the {} costs {} coins', min, 'the smaller price', 'ranking', THINGS
-)
+larger_age = sentence('larger_age', YEARS, max, 'the larger age', 'ranking')
+smaller_price = sentence('smaller_price', COSTS, min, 'the smaller price', 'ranking', THINGS)
 higher_number = sentence('higher_number', '{} finds {} coins', max, 'the higher number', 'ranking')
-lower_weight = sentence(
-    'lower_weight', 'the {} has {} grams', min, 'the lower weight', 'ranking', THINGS
-)
+lower_weight = sentence('lower_weight', WEIGHS, min, 'the lower weight', 'ranking', THINGS)
 
 if_open_color = condition('if_open_color', 'door', ('open', 'closed'), COLORS, 'choosing')
 if_hot_fruit = condition('if_hot_fruit', 'soup', ('hot', 'cold'), KINDS['fruit'], 'choosing')

@@ -24,9 +24,9 @@ NAMES = WOMEN + MEN
 
 OPPOSITES = dict(
     pair.split('-')
-    for pair in 'hot-cold big-small fast-slow old-young hard-soft wet-dry rich-poor '
-    'high-low light-heavy long-short loud-quiet clean-dirty full-empty open-closed early-late near-far thick-thin '
-    'strong-weak bright-dark happy-sad'.split()
+    for pair in 'hot-cold big-small fast-slow old-young hard-soft wet-dry rich-poor high-low '
+    'light-heavy long-short loud-quiet clean-dirty full-empty open-closed early-late near-far '
+    'thick-thin strong-weak bright-dark happy-sad'.split()
 )
 OPPOSITES |= {right: left for left, right in OPPOSITES.items()}
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from mtpt.mesh import einsum, weight
 from mtpt.model.config import ModelConfig
@@ -100,5 +99,5 @@ class Attention(nnx.Module):
             scores_BHTS = scores_BHTS + bias_1HTS
         scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
         p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(x_BTD.dtype)
-        p_BHTS = dropout(checkpoint_name(p_BHTS, 'probabilities'), 'BHTS', self.rate, key)
+        p_BHTS = dropout(p_BHTS, 'BHTS', self.rate, key)
         return einsum('BTHK,HKD->BTD', einsum('BHTS,BSHK->BTHK', p_BHTS, v_BSHK), self.o)

@@ -100,8 +100,6 @@ def remat(body, policy: str):
     if REMAT[policy] is None:
         return body
     saved = getattr(jax.checkpoint_policies, REMAT[policy])
-    if policy == 'probabilities':
-        saved = saved('scores', 'probabilities')
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 
 

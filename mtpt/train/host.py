@@ -79,12 +79,16 @@ class Signals:
         """Why this process, if it is the only one, should stop waiting for data."""
         return self.asked if jax.process_count() == 1 else None
 
-    def agreed(self, step: int) -> bool:
-        """Whether to stop before this step; several processes ask each other every eighth step."""
+    def agreed(self, step: int, state: Any) -> bool:
+        """Whether to stop before this step; several processes ask each other every eighth step.
+
+        `state` is waited for first, so that the question does not overtake the step that makes it.
+        """
         if jax.process_count() == 1:
             return self.asked is not None
         if step % 8:
             return False
+        jax.block_until_ready(state)
         if multihost_utils.process_allgather(np.array(self.asked is not None)).any():
             self.asked = self.asked or 'another process'
             return True

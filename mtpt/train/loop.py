@@ -146,7 +146,7 @@ def fit(
     def save():
         late.settle()
         writer.flush()
-        checkpoints.save(step, state, _of_all_hosts(position), provenance or {}, judged)
+        checkpoints.save(step, state, _of_all_hosts(position, state), provenance or {}, judged)
         writer.pause()
 
     with jax.set_mesh(mesh), Signals(writer.say) as signals:
@@ -154,7 +154,7 @@ def fit(
         judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate)
         batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
         try:
-            while step < cfg.steps and not signals.agreed(step):
+            while step < cfg.steps and not signals.agreed(step, state):
                 if (item := batches.take(signals.alone)) is None:
                     continue
                 batch, position = item
@@ -179,10 +179,11 @@ def fit(
     return state, figures
 
 
-def _of_all_hosts(position: Mapping[str, Any]) -> Mapping[str, Any]:
+def _of_all_hosts(position: Mapping[str, Any], state: TrainState) -> Mapping[str, Any]:
     """The position of the global batch; each host knows of its own row groups only."""
     if jax.process_count() == 1:
         return position
+    jax.block_until_ready(state)  # or the gathering could overtake the step that makes it
     mine = {name: np.asarray(x) for name, x in position.items()}
     octets = {name: np.atleast_1d(x).view(np.uint8) for name, x in mine.items()}
     gathered = multihost_utils.process_allgather(octets)

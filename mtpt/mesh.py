@@ -11,8 +11,8 @@ U relative-position buckets  E experts  C capacity slots  O answer choices  R ro
 """
 
 import dataclasses
+import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,7 +133,7 @@ def einsum(eq: str, x: jax.Array, w: Any, out: P | None = None) -> jax.Array:
     """
     w, spec = w[...].astype(x.dtype), out or act(eq.split('->')[1])
     x_dims, w_dims, out_dims = eq.replace('->', ',').split(',')
-    n = len(os.path.commonprefix([x_dims, out_dims]))
+    n = sum(1 for _ in itertools.takewhile(lambda d: d[0] == d[1], zip(x_dims, out_dims)))
     if n < 2 or set(x_dims[:n]) & set(w_dims) or any(spec[1:n]):
         return jnp.einsum(eq, x, w, out_sharding=spec)
     # Rows and positions as one dimension: the gradient of the weight is then one plain product, for

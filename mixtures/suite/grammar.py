@@ -83,6 +83,7 @@ def third_person(rng):
 
 @recipe(
     'grammar',
+    train=SKILL,
     ask='Fill in he or she: {name} is in the {place} and _ has the {thing}.',
     tell='{name} has the {thing} in the {place}. Say he or she.',
     choose='He or she? In the {place} {name} has the {thing}.',

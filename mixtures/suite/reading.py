@@ -61,6 +61,35 @@ what_job = asks('what_job', 'work', 'What is the job of {name}', 'the job of {na
 what_age = asks('what_age', 'age', 'How old is {name}', 'how old {name} is')
 
 
+HELD = ('garment', 'fruit', 'tool', 'animal', 'food')
+
+
+def three_things(rng, kind: str) -> dict:
+    """Three things of a person, each of another kind; the answer is that of the kind asked for."""
+    others = rng.sample([other for other in HELD if other != kind], 2)
+    things = [rng.choice(KINDS[each]) for each in rng.sample([kind, *others], 3)]
+    answer = next(thing for thing in things if thing in KINDS[kind])
+    name = rng.choice(NAMES)
+    told = f'{name} has the {", the ".join(things)}.'
+    return dict(told=told, name=name, answer=answer, choices=things)
+
+
+def which(kind: str, family: str = 'reading'):
+    return variant(
+        f'which_{kind}',
+        family,
+        bind(three_things, kind=kind),
+        train=SKILL,
+        ask=f'{{told}} Which {kind} does {{name}} have?',
+        tell=f'{{told}} Say which {kind} {{name}} has.',
+        choose=f'Read: {{told}} Now say which {kind} {{name}} has.',
+        new=f'Read: {{told}} Which {kind} does {{name}} have?',
+    )
+
+
+which_garment, which_fruit, which_tool = which('garment'), which('fruit'), which('tool')
+
+
 def three_deeds(rng) -> dict:
     """Three deeds of a person with three things: only the verb tells which is asked for."""
     verbs, things = rng.sample(sorted(DEEDS), 3), rng.sample(THINGS, 3)

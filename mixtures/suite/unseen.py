@@ -1,14 +1,14 @@
 """New tasks, never trained on: skills of the suite put together otherwise, in their own families.
 
 finding   selection by a kind that training names, and never selects from a list of three
-relating  reading by a verb whose use training teaches, and never asks of a text
+relating  reading by a kind or a verb that training has, and never asks of a text
 ranking   comparing with words and in sentences that training has, and never together
 choosing  the conditions of training with other things to say
 """
 
 from mtpt.mixtures.suite.comparing import COSTS, WEIGHS, YEARS, sentence
 from mtpt.mixtures.suite.logic import condition
-from mtpt.mixtures.suite.reading import asks, thing
+from mtpt.mixtures.suite.reading import asks, thing, which
 from mtpt.mixtures.suite.recipe import recipes
 from mtpt.mixtures.suite.selection import task as select
 from mtpt.mixtures.suite.words import COLORS, KINDS, THINGS
@@ -21,12 +21,13 @@ find_job = select('job', 'finding', 'find')
 TOLD = {
     'ride': ('rides the {}', KINDS['vehicle']),
     'play': ('plays the {}', KINDS['instrument']),
-    'paint': ('paints the {}', KINDS['furniture']),
     'buy': ('buys {} coins', [str(n) for n in range(2, 60)]),
 }
+which_vehicle = which('vehicle', 'relating')
+which_instrument = which('instrument', 'relating')
+which_furniture = which('furniture', 'relating')
 what_rides = thing('ride', 'rides', TOLD, 'relating')
 what_plays = thing('play', 'plays', TOLD, 'relating')
-what_paints = thing('paint', 'paints', TOLD, 'relating')
 how_many_buys = asks(
     'how_many_buys',
     'buy',

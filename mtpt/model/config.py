@@ -92,8 +92,8 @@ SIZES = dict(
     xxl=_size(4096, 64, 64, 10240, (24, 24)),
 )
 
-# What a layer keeps for its backward pass, from all to nothing (`jax.checkpoint_policies`). On a CPU
-# 'full' is also the fastest: to compute again costs less than to store and fetch.
+# What a layer keeps for its backward pass, from all to nothing (`jax.checkpoint_policies`). On a
+# CPU 'full' is also the fastest: to compute again costs less than to store and fetch.
 REMAT = dict(
     none=None,
     dots='dots_saveable',

@@ -71,7 +71,7 @@ def step(
         memory = encoder, cache.mask_B11S
         return layer.step(x_B1D, bias_1H1T, mask_111T, own, cache.place, memory)
 
-    x_B1D = model.embed(tokens_B[:, None])
+    x_B1D = model.embed(rows(tokens_B)[:, None])
     x_B1D, own = jax.lax.scan(body, x_B1D, (model.decoder.layers, cache.own, cache.encoder))
     logits_BV = model.head(model.decoder.norm(x_B1D))[:, 0]
     return logits_BV, dataclasses.replace(cache, own=own, place=cache.place + 1)

@@ -161,7 +161,7 @@ def fit(
                 state, metrics = train_step(state, batch)
                 step += 1
                 late.push(step, metrics)
-                judged = {} if signals.asked else judge(step, state.params, late.settle)
+                judged = {} if signals.alone() else judge(step, state.params, late.settle)
                 if judged:
                     writer.write(step, judged)
                     figures |= judged

@@ -29,6 +29,9 @@ CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache')
 
 
 def train(args):
+    from mtpt.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from mtpt import run
 
     run.train(args.run, _needed(args.workdir, 'workdir', 'runs/NAME'))

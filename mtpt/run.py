@@ -10,6 +10,7 @@ The Python door of the command line, for notebooks and other programs:
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import sys
 import time
@@ -112,7 +113,8 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
             writer.say(note)
         exams = _Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, writer)
         if not start.step:
-            exams.take(0, start.state.params, [n for n, p in run.exams.items() if p.at_start])
+            untrained = [n for n, p in run.exams.items() if p.at_start]
+            writer.write(0, averages(exams.take(0, start.state.params, untrained)))
         state, _ = fit(
             run.train,
             model_cfg,
@@ -126,12 +128,14 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
             provenance=provenance,
             validation=_validation(run, manifest),
             evaluate=exams.when_due,
+            evaluate_every=math.gcd(*(plan.every for plan in run.exams.values())),
         )
         done = exams.take(run.train.steps, state.params, list(run.exams))
+        writer.write(run.train.steps, averages(done))
     _write_tasks(workdir, manifest, loader)
     if jax.process_index() == 0:
         rich.console.Console().print(f'report: {report.write(workdir)}', soft_wrap=True)
-    return done
+    return [row for rows in done.values() for row in rows]
 
 
 def evaluate(
@@ -159,7 +163,9 @@ def evaluate(
     manifest = _with_exams(run, workdir, mixture, plan)
     run = dataclasses.replace(run, evaluate=changed, exams={mixture: plan})
     vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
-    return _Exams(run, manifest, vocabulary, model_cfg, mesh, workdir).take(step, params, [mixture])
+    return _Exams(run, manifest, vocabulary, model_cfg, mesh, workdir).take(
+        step, params, [mixture]
+    )[mixture]
 
 
 def generate(
@@ -221,20 +227,15 @@ class _Exams:
 
     def when_due(self, step: int, params: Any) -> dict[str, float]:
         """For the training loop: the mixtures whose plan says so, and their averages as metrics."""
+        if step == self.run.train.steps:  # the end of the run takes them all
+            return {}
         due = [n for n, p in self.run.exams.items() if p.every and step % p.every == 0]
-        self.take(step, params, [n for n in due if step < self.run.train.steps])
-        return {}
+        return averages(self.take(step, params, due))
 
-    def take(self, step: int, params: Any, mixtures: Sequence[str]) -> list[dict[str, Any]]:
-        taken = []
-        for mixture in mixtures:
-            rows = self._take(step, params, mixture)
-            taken += rows
-            if self.writer:
-                macro = [m for m in summarise(rows)['macro'] if m['over'] == 'all']
-                figures = {f'eval/{mixture}/{m["metric"]}': m['value'] for m in macro}
-                self.writer.write(step, figures)
-        return taken
+    def take(
+        self, step: int, params: Any, mixtures: Sequence[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        return {mixture: self._take(step, params, mixture) for mixture in mixtures}
 
     def _take(self, step, params, mixture):
         plan = self.run.exams[mixture]
@@ -282,6 +283,16 @@ class _Exams:
         if entry.family in {t.family for t in trained}:
             return 'trained family'
         return 'trained data' if entry.dataset in {t.dataset for t in trained} else 'new tasks'
+
+
+def averages(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """The macro average of each mixture and metric, as 'eval/MIXTURE/METRIC'."""
+    return {
+        f'eval/{mixture}/{macro["metric"]}': macro['value']
+        for mixture, taken in rows.items()
+        for macro in summarise(taken)['macro']
+        if macro['over'] == 'all'
+    }
 
 
 def _make_folder(workdir: pathlib.Path) -> None:

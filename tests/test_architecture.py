@@ -12,7 +12,7 @@ FLOORS = {
     3: 'train',
     2: 'evaluate',
     1: 'model tasks data checkpoint',
-    0: 'mesh trees config log vocabulary',
+    0: 'allocator mesh trees config log vocabulary',
 }
 FLOORS = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 ALLOWED_SIBLINGS = {('data/cache.py', 'tasks')}

@@ -87,7 +87,7 @@ def which(kind: str, family: str = 'reading'):
     )
 
 
-which_garment, which_fruit, which_tool = which('garment'), which('fruit'), which('tool')
+which_garment, which_fruit, which_tool, which_animal, which_food = map(which, HELD)
 
 
 def three_deeds(rng) -> dict:

@@ -35,8 +35,7 @@ class TrainConfig:
 
     loss_normalizing_factor: 'tokens', 'positions' or a number (see `train.loss.normalizer`);
     max_skipped: how many updates in a row may be left out for not being finite before the run
-    stops; validate_every and evaluate_every count steps (0: validation at the end only, no
-    evaluation); prefetch: batches made ahead.
+    stops; validate_every counts steps (0: at the end only); prefetch: batches made ahead.
     """
 
     steps: int = 1000
@@ -46,15 +45,12 @@ class TrainConfig:
     loss_normalizing_factor: str | float = 'tokens'
     max_skipped: int = 10
     validate_every: int = 500
-    evaluate_every: int = 0
     prefetch: int = 2
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f'train.label_smoothing={self.label_smoothing} must be in [0, 1)')
-        for name, least in dict(
-            steps=1, max_skipped=1, validate_every=0, evaluate_every=0, prefetch=1
-        ).items():
+        for name, least in dict(steps=1, max_skipped=1, validate_every=0, prefetch=1).items():
             if getattr(self, name) < least:
                 raise UserError(f'train.{name}={getattr(self, name)} must be at least {least}')
 
@@ -115,6 +111,7 @@ def fit(
     provenance: Mapping[str, Any] | None = None,
     validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None,
     evaluate: Callable[[int, Any], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
 ) -> tuple[TrainState, dict[str, float]]:
     """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
 
@@ -124,7 +121,7 @@ def fit(
       tasks: the names of the tasks with ids 1, 2, ...
       provenance: saved with every checkpoint, as it is at that time.
       validation: makes the validation batches anew each time.
-      evaluate: gives flat metrics for (step, params), every `evaluate_every` steps.
+      evaluate: gives flat metrics for (step, params), every `evaluate_every` steps (0: never).
 
     Returns:
       The last state, and the last figures of validation and evaluation.
@@ -151,7 +148,7 @@ def fit(
 
     with jax.set_mesh(mesh), Signals(writer.say) as signals:
         train_step = make_train_step(model_cfg, tx, len(tasks), **_loss(cfg))
-        judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate)
+        judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every)
         batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
         try:
             while step < cfg.steps and not signals.agreed(step, state):
@@ -216,7 +213,9 @@ def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
     )
 
 
-def _judge(cfg, model_cfg, tasks, mesh, validation, evaluate) -> Callable[..., dict[str, float]]:
+def _judge(
+    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every
+) -> Callable[..., dict[str, float]]:
     """Gives what is due after a step: validation, evaluation, both or nothing."""
     sums = validation and make_validation_step(model_cfg, len(tasks))
 
@@ -225,7 +224,7 @@ def _judge(cfg, model_cfg, tasks, mesh, validation, evaluate) -> Callable[..., d
         if validation and (_due(cfg.validate_every, step) or step == cfg.steps):
             settle()
             figures |= validate(sums, params, validation(), tasks, mesh)
-        if evaluate and _due(cfg.evaluate_every, step):
+        if evaluate and _due(evaluate_every, step):
             settle()
             figures |= evaluate(step, params)
         return figures

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     )
     config.exams = dict(
         builtin_trained=dict(split='validation', max_examples=64),
-        builtin_new_wordings=dict(split='test', max_examples=200),
+        builtin_new_wordings=dict(split='test', max_examples=200, at_start=True),
         builtin_new_tasks=dict(split='test', at_start=True),
     )
     config.held_out = dict(families=('finding', 'relating', 'ranking', 'choosing'))

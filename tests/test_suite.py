@@ -88,7 +88,7 @@ def test_no_label_is_commoner_than_another_where_labels_are_fixed():
 def test_examples_are_the_same_on_every_machine():
     told = [[task.examples(split)[:20] for split in recipe.SPLITS] for task in ALL]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    assert digest[:16] == '72812ed541433f14', (
+    assert digest[:16] == '33512de121bc4657', (
         'the suite has changed: scores before and after do not compare'
     )
 

@@ -1,7 +1,9 @@
 """Logic: if and else, negation, and, or, and what follows from a rule."""
 
 from mtpt.mixtures.suite.recipe import SKILL, bind, recipe, recipes, variant
-from mtpt.mixtures.suite.words import ANIMALS, COLORS, NAMES, OPPOSITES, THINGS, plural
+from mtpt.mixtures.suite.words import ANIMALS, COLORS, KINDS, NAMES, OPPOSITES, THINGS, plural
+
+SAID = ANIMALS + COLORS + KINDS['fruit']
 
 
 def if_else(rng, what: str, states, words) -> dict:
@@ -17,7 +19,7 @@ def if_else(rng, what: str, states, words) -> dict:
     )
 
 
-def condition(name: str, what: str, states, words=ANIMALS, family: str = 'logic'):
+def condition(name: str, what: str, states, words=SAID, family: str = 'logic'):
     return variant(
         name,
         family,

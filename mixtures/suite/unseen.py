@@ -11,7 +11,7 @@ from mtpt.mixtures.suite.logic import condition
 from mtpt.mixtures.suite.reading import asks, thing, which
 from mtpt.mixtures.suite.recipe import recipes
 from mtpt.mixtures.suite.selection import task as select
-from mtpt.mixtures.suite.words import COLORS, KINDS, THINGS
+from mtpt.mixtures.suite.words import KINDS, PLACES, THINGS
 
 find_vehicle = select('vehicle', 'finding', 'find')
 find_instrument = select('instrument', 'finding', 'find')
@@ -42,9 +42,9 @@ smaller_price = sentence('smaller_price', COSTS, min, 'the smaller price', 'rank
 higher_number = sentence('higher_number', '{} finds {} coins', max, 'the higher number', 'ranking')
 lower_weight = sentence('lower_weight', WEIGHS, min, 'the lower weight', 'ranking', THINGS)
 
-if_open_color = condition('if_open_color', 'door', ('open', 'closed'), COLORS, 'choosing')
-if_hot_fruit = condition('if_hot_fruit', 'soup', ('hot', 'cold'), KINDS['fruit'], 'choosing')
-if_full_tool = condition('if_full_tool', 'glass', ('full', 'empty'), KINDS['tool'], 'choosing')
-if_clean_food = condition('if_clean_food', 'coat', ('clean', 'dirty'), KINDS['food'], 'choosing')
+if_open_tool = condition('if_open_tool', 'door', ('open', 'closed'), KINDS['tool'], 'choosing')
+if_hot_coat = condition('if_hot_coat', 'soup', ('hot', 'cold'), KINDS['garment'], 'choosing')
+if_full_food = condition('if_full_food', 'glass', ('full', 'empty'), KINDS['food'], 'choosing')
+if_clean_place = condition('if_clean_place', 'coat', ('clean', 'dirty'), PLACES, 'choosing')
 
 TASKS = recipes(globals())

@@ -9,8 +9,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from malloc.h
 def keep_freed_memory() -> bool:
     """Tells glibc's malloc to keep what is freed, in one arena; whether it could be told.
 
-    On a CPU, XLA takes the temporary memory of every step from malloc, and glibc gives so much back to
-    the system at once: a third of a small model's step goes into faulting the same pages in again.
+    On a CPU, XLA takes the temporary memory of every step from malloc, and glibc gives so much back
+    to the system at once: a third of a small model's step goes into faulting pages in again.
     Call it before JAX starts its threads. On anything but glibc it does nothing.
     """
     if not sys.platform.startswith('linux'):

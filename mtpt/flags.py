@@ -101,7 +101,7 @@ CONFIG_HELP = """
 
 def load(argument: str | None, overrides: list[str] = ()) -> Any:
     """Reads a config by name or path, with `--config.key=value` overrides, into a `Run`."""
-    from mtpt.run import Run
+    from mtpt.settings import Run
 
     name, config = 'default', {}
     if argument is not None:

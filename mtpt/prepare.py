@@ -181,8 +181,12 @@ def write_cache(
     for name, plan in exams.items():
         by_split.setdefault(plan.split, []).append(name)
     console = rich.console.Console(stderr=True)
-    columns = (rich.progress.TextColumn('caching'), rich.progress.BarColumn(),
-               rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.description}'))
+    columns = (
+        rich.progress.TextColumn('caching'),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn('{task.description}'),
+    )
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task('')
 

@@ -128,6 +128,4 @@ def _run(config, words, folder, shared, run):
     print(f'{folder}: {" ".join(words)}', flush=True)
     status = subprocess.run([*command, f'--workdir={folder}']).returncode
     if status:
-        raise UserError(
-            f'the run in {folder} ended with status {status}; mend it and sweep again'
-        )
+        raise UserError(f'the run in {folder} ended with status {status}; mend it and sweep again')

@@ -232,6 +232,13 @@ def load(folder: str | pathlib.Path) -> Vocabulary:
     return found
 
 
+def common_ids(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
+    """Where the ids of one vocabulary are in another: pieces, sentinels and modes by name."""
+    places = {new.name(i): i for i in range(new.size)}
+    names = ((i, old.name(i)) for i in range(old.size))
+    return {i: places[name] for i, name in names if name in places}
+
+
 def train(
     texts: Iterable[str],
     size: int,

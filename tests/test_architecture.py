@@ -8,7 +8,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    4: '__main__ flags run prepare inspect_tasks sweep report charts scores doctor versions',
+    4: '__main__ flags run settings prepare record exams inspect_tasks sweep '
+    'report charts scores doctor versions',
     3: 'train',
     2: 'evaluate',
     1: 'model tasks data checkpoint',

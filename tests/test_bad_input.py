@@ -94,7 +94,7 @@ def test_a_malformed_line_is_named_by_task_file_and_line(refused, tmp_path):
     tiny.write(tmp_path)
     (tmp_path / 'bad.jsonl').write_text('{"a": "x", "b": "y"}\n{"a": \n')
     broken = (
-        "    from mtpt.tasks import jsonl\n"
+        '    from mtpt.tasks import jsonl\n'
         f"    task('broken', jsonl(dict(train={str(tmp_path / 'bad.jsonl')!r})),\n"
         "         [Prompt('p', '{{ a }}', '{{ b }}')], family='copying')\n"
         "    mixture('half_broken', ['broken', 'tiny_last'], rule='equal')\n"

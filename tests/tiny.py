@@ -2,7 +2,7 @@
 
 import json
 
-TASKS = '''
+TASKS = """
 from mtpt.tasks import Prompt, function, mixture, task, text_task
 
 WORDS = 'red blue green black white brown'.split()
@@ -34,7 +34,7 @@ def register():
     text_task('tiny_text', function(text, ('train', 'validation')))
     mixture('tiny', ['tiny_first', 'tiny_last', 'tiny_text'], rule='equal')
     mixture('tiny_new', ['tiny_unseen', 'tiny_first.new'], rule='equal')
-'''
+"""
 
 CONFIG = dict(
     tasks=dict(module='tasks.py'),

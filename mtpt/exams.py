@@ -1,0 +1,107 @@
+"""The exams of a run: which sets are taken, what their scores mean, and where they go."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import rich.console
+
+from mtpt import prepare
+from mtpt.config import UserError
+from mtpt.data.manifest import ExamSet, Manifest
+from mtpt.evaluate.run import evaluate, save
+from mtpt.evaluate.table import summarise, table
+from mtpt.model.config import ModelConfig
+from mtpt.prepare import ExamPlan
+from mtpt.settings import Run
+from mtpt.vocabulary import Vocabulary
+
+Rows = list[dict[str, Any]]
+
+
+class Exams:
+    """Takes the exams of a run: prints their tables and writes `eval/STEP-MIXTURE.json`."""
+
+    def __init__(
+        self,
+        run: Run,
+        manifest: Manifest,
+        vocabulary: Vocabulary,
+        model_cfg: ModelConfig,
+        mesh: jax.sharding.Mesh,
+        workdir: pathlib.Path,
+        whole: bool = True,
+    ):
+        self.run, self.manifest, self.vocabulary = run, manifest, vocabulary
+        self.model_cfg, self.mesh, self.workdir, self.whole = model_cfg, mesh, workdir, whole
+        # A pipe has no width of its own; a table needs about this much.
+        self.console = rich.console.Console(width=None if sys.stdout.isatty() else 150)
+
+    def when_due(self, step: int, params: Any) -> dict[str, float]:
+        """For the training loop: the mixtures whose plan says so, and their averages as metrics."""
+        if step == self.run.train.steps:  # the end of the run takes them all
+            return {}
+        due = [n for n, p in self.run.exams.items() if p.every and step % p.every == 0]
+        return averages(self.take(step, params, due))
+
+    def take(self, step: int, params: Any, mixtures: Sequence[str]) -> dict[str, Rows]:
+        return {mixture: self._take(step, params, mixture) for mixture in mixtures}
+
+    def _take(self, step, params, mixture):
+        plan = self.run.exams[mixture]
+        exams = self._sets(mixture, plan)
+        cfg = dataclasses.replace(
+            self.run.evaluate,
+            max_examples=self.run.evaluate.max_examples or plan.max_examples,
+            max_target_length=min(
+                self.run.evaluate.max_target_length, self.run.data.targets_length
+            ),
+        )
+        with jax.set_mesh(self.mesh):
+            rows = evaluate(self.model_cfg, params, exams, self.vocabulary, cfg)
+        if jax.process_index() == 0:
+            meta = dict(step=step, mixture=mixture, split=plan.split)
+            meta |= dict(normalisation=cfg.normalisation, seed=self.run.train.seed)
+            path = self.workdir / 'eval' / f'{step:08d}-{mixture}.json'
+            save(path, rows, summarise(rows), meta)
+            self._show(f'{mixture} ({plan.split} split), step {step}', rows)
+        return rows
+
+    def _show(self, title: str, rows: Rows) -> None:
+        """All rows if `whole`, else their averages."""
+        out = table(rows, prompts=self.whole, tasks=self.whole)
+        out.title = title
+        self.console.print(out)
+
+    def _sets(self, mixture: str, plan: ExamPlan) -> list[ExamSet]:
+        entries = prepare.exam_entries(self.manifest, mixture, plan.split)
+        usable = [e for e in entries if not e.reason]
+        if not usable:
+            raise UserError(
+                f'nothing to evaluate on: {mixture!r} has no evaluation set of split {plan.split!r}'
+            )
+        kinds = {e.name: self._kind(e) for e in usable}
+        sets = self.manifest.exam_sets(plan.split, list(kinds), plan.max_examples or None)
+        return [dataclasses.replace(s, kind=kinds[s.name]) for s in sets]
+
+    def _kind(self, entry: Any) -> str:
+        """What a score means: 'new tasks' share neither family nor data set with training."""
+        trained = [t for t in self.manifest.tasks if t.status == 'ok' and t.rate > 0]
+        if entry.task in {t.name for t in trained} or entry.name in {t.name for t in trained}:
+            return 'new wordings' if entry.held_out_prompt else 'trained'
+        if entry.family in {t.family for t in trained}:
+            return 'trained family'
+        return 'trained data' if entry.dataset in {t.dataset for t in trained} else 'new tasks'
+
+
+def averages(rows: Mapping[str, Rows]) -> dict[str, float]:
+    """The macro average of each mixture and metric, as 'eval/MIXTURE/METRIC'."""
+    return {
+        f'eval/{mixture}/{macro["metric"]}': macro['value']
+        for mixture, taken in rows.items()
+        for macro in summarise(taken)['macro']
+        if macro['over'] == 'all'
+    }

@@ -1,0 +1,143 @@
+"""What a run leaves in its folder besides metrics and checkpoints, and how it is read back."""
+
+import datetime
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtpt import trees
+from mtpt.config import UserError, as_dict
+from mtpt.config import read as read_config
+from mtpt.data.loader import Loader, realised_shares
+from mtpt.data.manifest import Manifest
+from mtpt.log import read_metrics
+from mtpt.model import encoder_decoder
+from mtpt.model.config import ModelConfig
+from mtpt.settings import Run
+from mtpt.versions import installed
+
+TOLD = ('mtpt', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
+
+
+def make_folder(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot make the folder {workdir}: {error.strerror}') from error
+
+
+def check_resumes(run: Run, workdir: pathlib.Path) -> None:
+    """A folder goes on with the config it began with; what does not change the run may differ."""
+    if not (workdir / 'config.json').exists():
+        return
+    old, new = (trees.flatten(_comparable(as_dict(r))) for r in (run_of(workdir), run))
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            raise UserError(
+                f'{workdir} holds a run with {path}={old.get(path)!r}, and the config says '
+                f'{new.get(path)!r}; go on with the same config, or choose another --workdir'
+            )
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    free = ('name', 'exams', 'evaluate', 'log', 'checkpoint', 'mesh')
+    kept = {k: v for k, v in config.items() if k not in free}
+    kept['data'] = {k: v for k, v in kept['data'].items() if k != 'cache'}
+    kept['train'] = {
+        k: v
+        for k, v in kept['train'].items()
+        if k not in ('steps', 'validate_every', 'evaluate_every', 'prefetch', 'max_skipped')
+    }
+    return kept
+
+
+def provenance(run: Run, manifest: Manifest, model_cfg: ModelConfig, loader: Loader) -> dict:
+    return dict(
+        config=as_dict(run),
+        model=as_dict(model_cfg),
+        vocabulary=manifest.vocabulary,
+        inputs_eos=manifest.inputs_eos,
+        data_fingerprint=manifest.fingerprint,
+        tasks=[
+            dict(name=t.name, id=t.id, family=t.family, dataset=t.dataset, rate=t.rate,
+                 status=t.status, reason=t.reason)
+            for t in manifest.tasks
+        ],
+        left_out=[list(problem) for problem in loader.problems],
+        versions=_versions(),
+    )  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = installed()
+    return {'python': sys.version.split()[0]} | {n: found[n] for n in TOLD if n in found}
+
+
+def write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: Any) -> None:
+    path = workdir / 'config.json'
+    if jax.process_index():
+        return
+    shapes = jax.tree.leaves(_shapes(model_cfg, mesh))
+    started = json.loads(path.read_text())['started'] if path.exists() else _now()
+    about = dict(
+        name=run.name,
+        command='mtpt ' + ' '.join(sys.argv[1:]) if sys.argv[1:] else '',
+        config=as_dict(run),
+        model=as_dict(model_cfg),
+        versions=_versions(),
+        parameters=int(sum(np.prod(s.shape) for s in shapes)),
+        devices=f'{mesh.devices.size} x {mesh.devices.flat[0].device_kind}',
+        started=started,
+    )
+    path.write_text(json.dumps(about, indent=1))
+
+
+def _shapes(model_cfg: ModelConfig, mesh: Any) -> Any:
+    with jax.set_mesh(mesh):
+        return jax.eval_shape(lambda: encoder_decoder.init(model_cfg, jax.random.key(0)))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def write_tasks(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> None:
+    """Writes asked-for against realised shares, in examples and tokens that were trained on."""
+    tokens = {}
+    for line in read_metrics(workdir):
+        for key, value in line.items():
+            if key.startswith('task/') and key.endswith(('/tokens', '/examples')):
+                tokens[key] = tokens.get(key, 0) + value
+    left_out = dict(loader.problems)
+    realised = {r['task']: r for r in realised_shares(loader.position(), manifest)}
+    rows = [
+        dict(
+            name=t.name, id=t.id, family=t.family, dataset=t.dataset, kind=t.kind, asked=t.rate,
+            examples=tokens.get(f'task/{t.name}/examples', 0),
+            tokens=tokens.get(f'task/{t.name}/tokens', 0),
+            status='skipped' if t.name in left_out else t.status,
+            reason=left_out.get(t.name, t.reason),
+            available=t.splits['train'].examples if 'train' in t.splits else None,
+            truncated=realised[t.name]['trimmed'],
+        )
+        for t in manifest.tasks
+    ]  # fmt: skip
+    if jax.process_index() == 0:
+        (workdir / 'tasks.json').write_text(json.dumps(rows, indent=1))
+
+
+def run_of(workdir: pathlib.Path) -> Run:
+    path = workdir / 'config.json'
+    try:
+        return read_config(Run, json.loads(path.read_text())['config'])
+    except FileNotFoundError:
+        raise UserError(
+            f'{workdir} holds no run: config.json is missing; train there first'
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f'{path} is damaged ({error}); it cannot be read') from error

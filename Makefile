@@ -19,10 +19,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q
 
 parity: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 transformers
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'
 	$(BIN)/python -m pytest -q tests/test_parity.py
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'
 	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.installed

@@ -16,6 +16,7 @@ BENCHMARKS = dict(
     task_losses='what per-task losses cost a step',
     train_step="a training step against PyTorch's T5 (needs torch and transformers)",
     quickstart='the first command: time, memory, scores',
+    transfer='multi-task training, span corruption alone and no training, three seeds',
 )
 
 

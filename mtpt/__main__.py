@@ -53,7 +53,7 @@ def generate(args):
     from mtpt import run
 
     text = args.input if args.input is not None else sys.stdin.read()
-    inputs = [text] if args.input is not None else text.splitlines()
+    inputs = [text] if args.input is not None else [t for t in text.splitlines() if t.strip()]
     workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
     for output in run.generate(workdir, inputs, step=args.step, max_length=args.max_length):
         print(output)

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mtpt.config import UserError
+from mtpt.config import UserError, nearest
 from mtpt.trees import flatten, unflatten
 
 
@@ -27,7 +27,8 @@ class CheckpointConfig:
     """When to save, and what to keep.
 
     every counts steps (0: at the end only); keep and keep_best are numbers of checkpoints, best by
-    `metric`, of which lower is better unless higher_is_better.
+    `metric`, of which lower is better unless higher_is_better: valid/loss, valid/accuracy,
+    valid/task/NAME/..., or eval/MIXTURE/METRIC of exams that are taken at the steps of checkpoints.
     """
 
     every: int = 500
@@ -35,6 +36,17 @@ class CheckpointConfig:
     keep_best: int = 1
     metric: str = 'valid/loss'
     higher_is_better: bool = False
+
+    def __post_init__(self):
+        for name in ('every', 'keep', 'keep_best'):
+            if getattr(self, name) < 0:
+                raise UserError(f'checkpoint.{name}={getattr(self, name)} must be at least 0')
+        known = ('valid/loss', 'valid/accuracy')
+        if self.metric not in known and not self.metric.startswith(('valid/task/', 'eval/')):
+            raise UserError(
+                f'checkpoint.metric={self.metric!r} is measured by nothing; '
+                f'{nearest(self.metric, known)}, valid/task/NAME/loss, eval/MIXTURE/METRIC'
+            )
 
 
 class Checkpoints:
@@ -84,6 +96,11 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps."""
         return bool(self.cfg.every) and step % self.cfg.every == 0
+
+    def judged(self, step: int) -> bool:
+        """Whether a checkpoint is due whose validation decides if it is among the best."""
+        wanted = self.cfg.keep_best and self.cfg.metric.startswith('valid/')
+        return bool(wanted) and self.due(step)
 
     def save(
         self,

@@ -67,6 +67,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return read(hint, value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if float in args and isinstance(value, str) and _is_number(value):
+            return float(value)  # a flag of a field that may hold text gives text
         for option in args:
             try:
                 return _coerce(option, value, path)
@@ -98,6 +100,14 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return value
     name = getattr(hint, '__name__', str(hint))
     raise UserError(f'{path} must be {name}, got {value!r} ({type(value).__name__})')
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_dict(config: Any) -> dict[str, Any]:

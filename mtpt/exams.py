@@ -2,18 +2,17 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import rich.console
 
 from mtpt import prepare
 from mtpt.config import UserError
 from mtpt.data.manifest import ExamSet, Manifest
 from mtpt.evaluate.run import evaluate, save
 from mtpt.evaluate.table import summarise, table
+from mtpt.log import table_console
 from mtpt.model.config import ModelConfig
 from mtpt.prepare import ExamPlan
 from mtpt.settings import Run
@@ -23,7 +22,11 @@ Rows = list[dict[str, Any]]
 
 
 class Exams:
-    """Takes the exams of a run: prints their tables and writes `eval/STEP-MIXTURE.json`."""
+    """Takes the exams of a run: prints their tables and writes `eval/STEP-MIXTURE.json`.
+
+    Inputs longer than those that the run trains on are trimmed to their length, and counted. With a
+    `tag`, which says what was asked otherwise than the run does, files are `STEP-MIXTURE@TAG.json`.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,12 @@ class Exams:
         mesh: jax.sharding.Mesh,
         workdir: pathlib.Path,
         whole: bool = True,
+        tag: str = '',
     ):
         self.run, self.manifest, self.vocabulary = run, manifest, vocabulary
         self.model_cfg, self.mesh, self.workdir, self.whole = model_cfg, mesh, workdir, whole
-        # A pipe has no width of its own; a table needs about this much.
-        self.console = rich.console.Console(width=None if sys.stdout.isatty() else 150)
+        self.tag = f'@{tag}' if tag else ''
+        self.console = table_console()
 
     def when_due(self, step: int, params: Any) -> dict[str, float]:
         """For the training loop: the mixtures whose plan says so, and their averages as metrics."""
@@ -52,7 +56,7 @@ class Exams:
 
     def _take(self, step, params, mixture):
         plan = self.run.exams[mixture]
-        exams = self._sets(mixture, plan)
+        exams, trimmed = self._trimmed(self._sets(mixture, plan))
         cfg = dataclasses.replace(
             self.run.evaluate,
             max_examples=self.run.evaluate.max_examples or plan.max_examples,
@@ -65,9 +69,11 @@ class Exams:
         if jax.process_index() == 0:
             meta = dict(step=step, mixture=mixture, split=plan.split)
             meta |= dict(normalisation=cfg.normalisation, seed=self.run.train.seed)
-            path = self.workdir / 'eval' / f'{step:08d}-{mixture}.json'
+            meta |= dict(max_examples=cfg.max_examples, trimmed=trimmed)
+            path = self.workdir / 'eval' / f'{step:08d}-{mixture}{self.tag}.json'
             save(path, rows, summarise(rows), meta)
-            self._show(f'{mixture} ({plan.split} split), step {step}', rows)
+            cut = f', {trimmed} inputs trimmed' if trimmed else ''
+            self._show(f'{mixture} ({plan.split} split), step {step}{cut}', rows)
         return rows
 
     def _show(self, title: str, rows: Rows) -> None:
@@ -86,6 +92,20 @@ class Exams:
         kinds = {e.name: self._kind(e) for e in usable}
         sets = self.manifest.exam_sets(plan.split, list(kinds), plan.max_examples or None)
         return [dataclasses.replace(s, kind=kinds[s.name]) for s in sets]
+
+    def _trimmed(self, sets: list[ExamSet]) -> tuple[list[ExamSet], int]:
+        longest, end = self.run.data.inputs_length, [self.vocabulary.eos]
+        end = end if self.manifest.inputs_eos else []
+        count, out = 0, []
+        for exam in sets:
+            examples = []
+            for example in exam.examples:
+                if len(example['inputs']) > longest:
+                    inputs = [*example['inputs'][: longest - len(end)], *end]
+                    example, count = {**example, 'inputs': inputs}, count + 1
+                examples.append(example)
+            out.append(dataclasses.replace(exam, examples=tuple(examples)))
+        return out, count
 
     def _kind(self, entry: Any) -> str:
         """What a score means: 'new tasks' share neither family nor data set with training."""

@@ -7,6 +7,7 @@ can be overridden, and not only those that the file names.
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import pkgutil
 import types
@@ -24,7 +25,7 @@ VERB_FLAGS = dict(
         workdir=(str, None, 'folder of the run'),
         mixture=(str, None, 'name of a mixture or task to evaluate on'),
         step=(int, None, 'checkpoint to evaluate (the newest)'),
-        split=(str, None, 'split of the tasks (test where there is one, else validation)'),
+        split=(str, None, "split of the tasks (what the run's config says, else validation)"),
         set=(list, [], 'evaluation settings, such as normalisation=mean,max_examples=100'),
     ),
     generate=dict(
@@ -93,6 +94,8 @@ def parse(verb: str, argv: list[str], with_config: bool) -> types.SimpleNamespac
     return types.SimpleNamespace(words=words, **args)
 
 
+OPEN = ('config.tasks.args',)  # sections whose keys are not ours
+
 CONFIG_HELP = """
   --config: NAME of a file in configs/, or a FILE.py, with :ARGUMENT if it takes one
   --config.section.key=value: sets any field of the config
@@ -113,7 +116,12 @@ def load(argument: str | None, overrides: list[str] = ()) -> Any:
             _check_key(override, full)
         values = flags.FlagValues()
         config_flags.DEFINE_config_dict(
-            'config', full, flag_values=values, sys_argv=['mtpt', *overrides]
+            'config',
+            full,
+            flag_values=values,
+            sys_argv=['mtpt', *overrides],
+            lock_config=False,
+            accept_new_attributes=True,  # of OPEN sections; _check_key has refused others
         )
         try:
             values(['mtpt', *overrides])
@@ -148,7 +156,14 @@ def _from_file(argument: str):
         raise UserError(f'{path} is not Python: line {error.lineno}: {error.msg}') from error
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path} has no get_config(); a config file defines it')
-    return pathlib.Path(path).stem, module.get_config(arg) if arg else module.get_config()
+    if arg and not inspect.signature(module.get_config).parameters:
+        raise UserError(f'the config {path} takes no argument; leave out :{arg}')
+    try:
+        return pathlib.Path(path).stem, module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'get_config() of {path} fails: {type(error).__name__}: {error}') from error
 
 
 def _plain(config):
@@ -176,6 +191,8 @@ def _config_dict(config: Any) -> config_dict.ConfigDict:
 def _check_key(override: str, config) -> None:
     keys, path = override.removeprefix('--config.').split('=', 1)[0].split('.'), 'config'
     for key in keys:
+        if path in OPEN:
+            return
         if not hasattr(config, 'keys') or key not in config:
             known = config.keys() if hasattr(config, 'keys') else []
             raise UserError(f'{path}.{key} is not a setting; {nearest(key, known)}')

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -182,6 +183,11 @@ class Writer:
             speed = f'{values["time/tokens_per_s"]:,.0f} tokens/s'
             line += f'  {speed}  {left // 60}:{left % 60:02d} left'
         self.say(line)
+
+
+def table_console() -> Console:
+    """A console for tables: a pipe has no width of its own, and a table needs about this much."""
+    return Console(width=None if sys.stdout.isatty() else 150)
 
 
 def interval(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) -> dict[str, float]:

@@ -1,14 +1,19 @@
-"""Before training: tasks are registered, what is held out is checked, what is read is cached."""
+"""Before training: tasks are registered, what is held out is checked, what is read is cached.
+
+A cache that was there before is asked what it was made from: it serves the run only if that is what
+the config says. Asking needs no SeqIO, so a run with its cache starts without TensorFlow.
+"""
 
 import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +24,10 @@ from mtpt.config import UserError, nearest
 from mtpt.data import cache as caches
 from mtpt.data import manifest as manifests
 from mtpt.data.config import DataConfig
-from mtpt.data.manifest import ExamEntry, Manifest
+from mtpt.data.fingerprints import sha256
+from mtpt.data.manifest import ExamEntry, Manifest, Origin
+from mtpt.tasks.families import canonical_dataset, canonical_family
+from mtpt.vocabulary import open_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,31 +126,62 @@ def check_held_out(tasks: ModuleType, mixture: str, held_out: HeldOut) -> None:
       UserError: a task of the mixture belongs to a held-out family or data set, or draws a held-out
         wording; or a held-out name that no registered task has.
     """
-    cards = {n: tasks.card_of(tasks.find(n)) for n in tasks.task_names()}
-    wanted = dict(
-        family=[tasks.canonical_family(f) for f in held_out.families],
-        dataset=[tasks.canonical_dataset(d) for d in held_out.datasets],
-    )
-    for kind, names in wanted.items():
-        known = {getattr(card, kind) if card else name for name, card in cards.items()}
-        for name in names:
-            if name not in known:
-                raise UserError(
-                    f'held_out: no task has the {kind} {name!r}; {nearest(name, known)}'
-                )
-    for member in tasks.member_names(mixture):
-        card = tasks.card_of(tasks.find(member))
-        for kind, names in wanted.items():
-            value = getattr(card, kind) if card else (member if kind == 'dataset' else '')
-            if value in names:
-                raise UserError(
-                    f'mixture {mixture!r} trains on {member!r}, whose {kind} {value!r} the run '
-                    'holds out; leave the task out of the mixture, or the name out of held_out'
-                )
+    names = tasks.member_names(mixture)
+    known = [_labels(tasks, name) for name in tasks.task_names()]
+    families, datasets = ({label[i] for label in known} for i in (0, 1))
+    members = [(name, *_labels(tasks, name)) for name in names]
+    _refuse_held_out(mixture, held_out, members, families, datasets)
+    for name in names:
+        card = tasks.card_of(tasks.find(name))
         if card and card.prompt and card.prompt in card.held_out_prompts:
             raise UserError(
-                f'mixture {mixture!r} trains on {member!r}, a wording that its task holds out; '
+                f'mixture {mixture!r} trains on {name!r}, a wording that its task holds out; '
                 'leave it out of the mixture'
+            )
+
+
+def _labels(tasks: ModuleType, name: str) -> tuple[str, str]:
+    """Family and data set of a task; a plain SeqIO task has no family and is its own data set."""
+    card = tasks.card_of(tasks.find(name))
+    return ('', canonical_dataset(name)) if card is None else (card.family, card.dataset)
+
+
+def _refuse_held_out(
+    mixture: str,
+    held_out: HeldOut,
+    members: Iterable[tuple[str, str, str]],
+    families: Iterable[str],
+    datasets: Iterable[str],
+) -> None:
+    """`members` are (name, family, data set); the last two are all that held_out may name."""
+    wanted = (
+        ('family', {canonical_family(f) for f in held_out.families}, set(families) - {''}),
+        ('dataset', {canonical_dataset(d) for d in held_out.datasets}, set(datasets)),
+    )
+    for kind, names, known in wanted:
+        for name in sorted(names - known):
+            raise UserError(f'held_out: no task has the {kind} {name!r}; {nearest(name, known)}')
+    for member, *labels in members:
+        for (kind, names, _), label in zip(wanted, labels):
+            if label in names:
+                raise UserError(
+                    f'mixture {mixture!r} trains on {member!r}, whose {kind} {label!r} the run '
+                    'holds out; leave the task out of the mixture, or the name out of held_out'
+                )
+
+
+def check_exams(tasks: ModuleType, exams: Mapping[str, ExamPlan]) -> None:
+    """Checks that every mixture to be examined has the split that its plan names.
+
+    Raises:
+      UserError: naming the mixture, the split and the splits that there are.
+    """
+    for mixture, plan in exams.items():
+        there = {s for name in tasks.exam_names(mixture) for s in tasks.find(name).splits}
+        if plan.split not in there:
+            raise UserError(
+                f'no task of the mixture {mixture!r} has the split {plan.split!r} to be examined '
+                f'on (exams.{mixture}.split); there are: {", ".join(sorted(there)) or "none"}'
             )
 
 
@@ -157,49 +196,169 @@ def prepare(
 
     A cache that has the mixture and the evaluation sets is taken as it is, without opening the
     tasks (and so without TensorFlow). A stream keeps its table and evaluation sets in this place.
+
+    Raises:
+      UserError: training would see what the run holds out, an exam has nothing to ask, or the cache
+        in the folder was made from something else than the config says.
     """
     found = manifests.read(folder) if (folder / manifests.FILE).exists() else None
-    if found and data.mode == 'cached' and _covers(found, data, exams):
-        return found
+    if found:
+        _check_origin(found, data, tasks_cfg)
+    if not (found and _trains(found, data, tasks_cfg)):
+        splits = ('train', 'validation') if data.mode == 'cached' else ('validation',)
+        return build(data, tasks_cfg, held_out, exams, folder, splits)
+    members = [(t.name, t.family, t.dataset) for t in found.tasks if t.status != 'unused']
+    origin = found.origin
+    _refuse_held_out(data.mixture, held_out, members, origin.families, origin.datasets)
+    return add_exams(data, tasks_cfg, exams, folder)
+
+
+def build(
+    data: DataConfig,
+    tasks_cfg: TasksConfig,
+    held_out: HeldOut,
+    exams: Mapping[str, ExamPlan],
+    folder: pathlib.Path,
+    splits: tuple[str, ...] = ('train', 'validation'),
+) -> Manifest:
+    """Opens and checks the tasks, then builds the cache of a mixture and its exams, or brings one
+    up to date; shows how far it is."""
     tasks = open_tasks(tasks_cfg)
     check_held_out(tasks, data.mixture, held_out)
-    splits = ('train', 'validation') if data.mode == 'cached' else ('validation',)
-    return write_cache(data, exams, folder, splits)
+    check_exams(tasks, exams)
+    families, datasets = zip(*(_labels(tasks, name) for name in tasks.task_names()))
+    origin = dataclasses.replace(
+        _origin(tasks_cfg),
+        families=tuple(sorted(set(families) - {''})),
+        datasets=tuple(sorted(set(datasets))),
+    )
+    lengths = {'inputs': data.inputs_length, 'targets': data.targets_length}
+    with _progress() as progress:
+        for split, names in _by_split(exams).items() or [('validation', [])]:
+            manifest = caches.build(
+                data.mixture, folder, data.vocabulary, exam_mixtures=names, exam_splits=(split,),
+                exam_examples=None, splits=splits, on_broken=data.on_broken, lengths=lengths,
+                origin=origin, progress=progress,
+            )  # fmt: skip
+    if left := caches.unnamed(manifest):
+        print(
+            f'{len(left)} folders of shards in {folder / "shards"} are no longer part of the cache '
+            f'({left[0].relative_to(folder / "shards")}, ...); a run that was trained on them '
+            'needs them to go on, otherwise delete them',
+            file=sys.stderr,
+        )
+    _check_usable(manifest, exams)
+    return manifest
 
 
-def _covers(manifest: Manifest, data: DataConfig, exams: Mapping[str, ExamPlan]) -> bool:
-    cached = {(mixture, e.split) for e in manifest.exams for mixture in e.mixtures}
-    wanted = {(name, plan.split) for name, plan in exams.items()}
-    return manifest.mixture == data.mixture and wanted <= cached
-
-
-def write_cache(
-    data: DataConfig, exams: Mapping[str, ExamPlan], folder: pathlib.Path, splits: tuple[str, ...]
+def add_exams(
+    data: DataConfig, tasks_cfg: TasksConfig, exams: Mapping[str, ExamPlan], folder: pathlib.Path
 ) -> Manifest:
-    """Builds the cache of a mixture and of its exams, or adds to it; a bar shows how far it is."""
-    by_split: dict[str, list[str]] = {}
+    """Adds the evaluation sets that a cache lacks to it, and nothing else; opens the tasks if it
+    lacks any.
+
+    Raises:
+      UserError: no task of a mixture has the split of its plan, or a source is broken.
+    """
+    manifest = manifests.read(folder)
+    missing = {}
     for name, plan in exams.items():
-        by_split.setdefault(plan.split, []).append(name)
-    console = rich.console.Console(stderr=True)
+        entries = exam_entries(manifest, name, plan.split)
+        if not entries or data.on_broken == 'fail' and any(e.reason for e in entries):
+            missing[name] = plan
+    if missing:
+        check_exams(open_tasks(tasks_cfg), missing)
+        with _progress() as progress:
+            for split, names in _by_split(missing).items():
+                manifest = caches.add_exams(
+                    folder, names, (split,), on_broken=data.on_broken, progress=progress
+                )
+    _check_usable(manifest, exams)
+    return manifest
+
+
+def _check_usable(manifest: Manifest, exams: Mapping[str, ExamPlan]) -> None:
+    for name, plan in exams.items():
+        reasons = [e.reason for e in exam_entries(manifest, name, plan.split)]
+        if all(reasons):
+            raise UserError(
+                f'nothing to examine {name!r} on: every evaluation set of its split '
+                f'{plan.split!r} was skipped ({reasons[0] if reasons else "there is none"})'
+            )
+
+
+def _origin(cfg: TasksConfig) -> Origin:
+    """What a config says that tasks come from, in the form in which a manifest keeps it."""
+    args = json.loads(json.dumps(cfg.args, default=_plain))
+    if not cfg.module.endswith('.py'):
+        return Origin(cfg.module, args)
+    try:
+        file = pathlib.Path(cfg.module).resolve()
+        return Origin(str(file), args, sha256(file.read_bytes()))
+    except OSError as error:
+        raise UserError(f'tasks.module={cfg.module!r}: {error.strerror}') from error
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, 'items') else str(value)
+
+
+def _check_origin(found: Manifest, data: DataConfig, cfg: TasksConfig) -> None:
+    """Refuses a cache that was made from something else; a file may have moved or been edited."""
+    made, here = found.origin, _origin(cfg)
+    told = [('tasks.args', made.args, here.args)]
+    if made.module != here.module and not (made.text and made.text == here.text):
+        told.insert(0, ('tasks.module', made.module, here.module))
+    if made.lengths and data.mode == 'cached':
+        lengths = {'inputs': data.inputs_length, 'targets': data.targets_length}
+        what = 'lengths (data.inputs_length, data.targets_length) of plain SeqIO tasks'
+        told.append((what, made.lengths, lengths))
+    for what, old, new in told:
+        if old != new:
+            raise UserError(
+                f'the cache in {found.folder} was made with {what}={old!r}, and the config says '
+                f'{new!r}; choose another data.cache'
+            )
+    if open_vocabulary(data.vocabulary).fingerprint != found.vocabulary['fingerprint']:
+        raise UserError(
+            f'the cache in {found.folder} was made with another vocabulary than '
+            f'data.vocabulary={data.vocabulary!r}; choose another data.cache'
+        )
+
+
+def _trains(found: Manifest, data: DataConfig, cfg: TasksConfig) -> bool:
+    """Whether a cache holds all that a run trains on, as its tasks are defined now."""
+    if data.mode == 'stream':  # reads its tasks now, so they are opened in any case
+        return False
+    if found.mixture != data.mixture or found.origin.text != _origin(cfg).text:
+        return False
+    if found.skipped and data.on_broken == 'fail':
+        return False
+    return all('train' in t.splits for t in found.tasks if t.status == 'ok')
+
+
+def _by_split(exams: Mapping[str, ExamPlan]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, plan in exams.items():
+        names.setdefault(plan.split, []).append(name)
+    return names
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[caches.Progress]:
+    """A bar on stderr while something is cached."""
     columns = (
         rich.progress.TextColumn('caching'),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn('{task.description}'),
     )
+    console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task('')
-
-        def progress(name: str, number: int, total: int) -> None:
-            bar.update(task, completed=number, total=total, description=name)
-
-        for split, names in by_split.items() or [('validation', [])]:
-            manifest = caches.build(
-                data.mixture, folder, data.vocabulary, exam_mixtures=names, exam_splits=(split,),
-                exam_examples=None, splits=splits, on_broken=data.on_broken, progress=progress,
-                lengths={'inputs': data.inputs_length, 'targets': data.targets_length},
-            )  # fmt: skip
-    return manifest
+        yield lambda name, number, total: bar.update(
+            task, completed=number, total=total, description=name
+        )
 
 
 def exam_entries(manifest: Manifest, mixture: str, split: str) -> list[ExamEntry]:

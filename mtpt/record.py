@@ -14,6 +14,7 @@ from mtpt.config import UserError, as_dict
 from mtpt.config import read as read_config
 from mtpt.data.loader import Loader, realised_shares
 from mtpt.data.manifest import Manifest
+from mtpt.files import write
 from mtpt.log import read_metrics
 from mtpt.model import encoder_decoder
 from mtpt.model.config import ModelConfig
@@ -50,7 +51,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     kept['train'] = {
         k: v
         for k, v in kept['train'].items()
-        if k not in ('steps', 'validate_every', 'evaluate_every', 'prefetch', 'max_skipped')
+        if k not in ('steps', 'validate_every', 'prefetch', 'max_skipped')
     }
     return kept
 
@@ -94,7 +95,7 @@ def write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: 
         devices=f'{mesh.devices.size} x {mesh.devices.flat[0].device_kind}',
         started=started,
     )
-    path.write_text(json.dumps(about, indent=1))
+    write(path, json.dumps(about, indent=1))
 
 
 def _shapes(model_cfg: ModelConfig, mesh: Any) -> Any:
@@ -128,7 +129,7 @@ def write_tasks(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> No
         for t in manifest.tasks
     ]  # fmt: skip
     if jax.process_index() == 0:
-        (workdir / 'tasks.json').write_text(json.dumps(rows, indent=1))
+        write(workdir / 'tasks.json', json.dumps(rows, indent=1))
 
 
 def run_of(workdir: pathlib.Path) -> Run:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mtpt import charts, log, scores
+from mtpt import charts, files, log, scores
 from mtpt.config import UserError
 
 OPEN_TASKS = 150  # more tasks than this are shown folded, family by family
@@ -40,16 +40,11 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
     """Writes `workdir/report.html` and returns its path.
 
     Raises:
-      UserError: there is no such folder, or it holds no metrics.
+      UserError: there is no such folder, or it holds no metrics, or it cannot be written to.
     """
     run = read(workdir)
     path = run.folder / 'report.html'
-    partial = path.with_suffix('.html.partial')
-    try:
-        partial.write_text(page(run), encoding='utf-8')
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    files.write(path, page(run))
     return path
 
 

@@ -7,11 +7,12 @@ The Python door of the command line, for notebooks and other programs:
     rows = evaluate('runs/small', 'builtin_new_tasks', split='test')
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from mtpt.data.manifest import Manifest
 from mtpt.data.stream import stream
 from mtpt.evaluate.generate import generate as generate_ids
 from mtpt.exams import Exams, averages
-from mtpt.log import Writer
+from mtpt.log import Writer, read_metrics
 from mtpt.model import encoder_decoder
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.prepare import ExamPlan
@@ -74,12 +75,19 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     start = begin(run.train, model_cfg, tx, mesh, checkpoints, run.init_from, rows)
     _check_order(start, manifest, run)
     loader = _loader(run, manifest, vocabulary, start.position)
-    provenance = record.provenance(run, manifest, model_cfg, loader)
     record.write_config(run, workdir, model_cfg, mesh)
     names = manifest.names[1:]
-    with Writer(
-        workdir, names, run.train.steps, run.log, step=start.step, primary=jax.process_index() == 0
-    ) as writer:
+    with (
+        _told(workdir, manifest, loader),
+        Writer(
+            workdir,
+            names,
+            run.train.steps,
+            run.log,
+            step=start.step,
+            primary=jax.process_index() == 0,
+        ) as writer,
+    ):
         for note in (*start.notes, *_notes(loader)):
             writer.say(note)
         exams = Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, whole=False)
@@ -91,21 +99,18 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
             model_cfg,
             tx,
             start.state,
-            loader,
+            _watched(loader, writer.say),
             mesh=mesh,
             tasks=names,
             writer=writer,
             checkpoints=checkpoints,
-            provenance=provenance,
+            provenance=lambda: record.provenance(run, manifest, model_cfg, loader),
             validation=_validation(run, manifest),
             evaluate=exams.when_due,
             evaluate_every=math.gcd(*(plan.every for plan in run.exams.values())),
         )
         done = exams.take(run.train.steps, state.params, list(run.exams))
         writer.write(run.train.steps, averages(done))
-    record.write_tasks(workdir, manifest, loader)
-    if jax.process_index() == 0:
-        rich.console.Console().print(f'report: {report.write(workdir)}', soft_wrap=True)
     return [row for rows in done.values() for row in rows]
 
 
@@ -126,17 +131,17 @@ def evaluate(
       split: by default what the run's config says for this mixture, else 'validation'.
       overrides: 'key=value' for fields of `EvaluateConfig`, such as 'normalisation=mean'.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, overrides = pathlib.Path(workdir), list(overrides)
     run = record.run_of(workdir)
     changed = overridden(run.evaluate, overrides)
     plan = run.exams.get(mixture, ExamPlan())
+    tag = ','.join([*([split] if split and split != plan.split else []), *sorted(overrides)])
     plan = dataclasses.replace(plan, split=split or plan.split)
     manifest = _with_exams(run, workdir, mixture, plan)
     run = dataclasses.replace(run, evaluate=changed, exams={mixture: plan})
     vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
-    return Exams(run, manifest, vocabulary, model_cfg, mesh, workdir).take(step, params, [mixture])[
-        mixture
-    ]
+    exams = Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, tag=tag)
+    return exams.take(step, params, [mixture])[mixture]
 
 
 def generate(
@@ -149,9 +154,9 @@ def generate(
     """Completes texts greedily; `<extra_id_0>` and `[NLU]` stand for their tokens."""
     workdir = pathlib.Path(workdir)
     run = record.run_of(workdir)
-    vocabulary, model_cfg, mesh, params, _ = _restored(run, workdir, step)
-    manifest = manifests.read(_cache_of(run, workdir))
-    end = [vocabulary.eos] if manifest.inputs_eos else []
+    vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
+    checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
+    end = [vocabulary.eos] if checkpoints.load_provenance(step)['inputs_eos'] else []
     inputs = [vocabulary.encode(text, specials=True) + end for text in texts]
     for text, ids in zip(texts, inputs):
         if not text.strip():
@@ -229,8 +234,30 @@ def _validation(run: Run, manifest: Manifest):
     return lambda: validation_batches(manifest, run.data, **place)
 
 
-def _notes(loader: Loader) -> list[str]:
-    return [f'task {name!r} is left out: {reason}' for name, reason in loader.problems]
+def _notes(loader: Loader, first: int = 0) -> list[str]:
+    left_out = loader.problems[first:]
+    return [f'task {name!r} is left out: {reason}' for name, reason in left_out]
+
+
+def _watched(loader: Loader, say: Callable[[str], None]) -> Iterator[Any]:
+    """The loader's batches; a task that breaks on the way is told of when it does."""
+    known = len(loader.problems)
+    for item in loader:
+        for note in _notes(loader, known):
+            say(note)
+        known = len(loader.problems)
+        yield item
+
+
+@contextlib.contextmanager
+def _told(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> Iterator[None]:
+    """Writes the shares and the report of a run, also of one that was stopped on its way."""
+    try:
+        yield
+    finally:
+        if jax.process_index() == 0 and read_metrics(workdir):
+            record.write_tasks(workdir, manifest, loader)
+            rich.console.Console().print(f'report: {report.write(workdir)}', soft_wrap=True)
 
 
 def _cache_of(run: Run, workdir: pathlib.Path) -> pathlib.Path:

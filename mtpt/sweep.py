@@ -12,16 +12,17 @@ import subprocess
 import sys
 from typing import Any
 
-import rich.console
 import rich.table
 
 from mtpt import flags
 from mtpt.config import UserError
 from mtpt.evaluate.intervals import across_seeds
+from mtpt.files import write
+from mtpt.log import table_console
 
 COLUMNS = (
     *('setting', 'mixture', 'step', 'metric', 'score'),
-    *('95 % interval', 'chance', 'tasks', 'seeds'),
+    *('95 % interval', 'chance', 'above chance', 'tasks', 'seeds'),
 )
 
 
@@ -50,9 +51,9 @@ def sweep(config: str, overrides: list[str], over: list[str], seeds: int, workdi
         if not finished(folder, run.train.steps):
             _run(config, words, folder, shared=root / 'cache' / run.data.mixture, run=run)
     result = compare(root, grid, seeds)
-    (root / 'sweep.json').write_text(json.dumps(result, indent=1))
-    (root / 'sweep.md').write_text(markdown(result))
-    rich.console.Console().print(_table(result))
+    write(root / 'sweep.json', json.dumps(result, indent=1))
+    write(root / 'sweep.md', markdown(result))
+    table_console().print(_table(result))
     return result
 
 
@@ -73,6 +74,8 @@ def compare(root: pathlib.Path, grid: list, seeds: int) -> dict[str, Any]:
         scores: dict[tuple, dict[int, dict[str, list[float]]]] = {}
         for seed in range(seeds):
             for path in sorted(_folder(root, setting, seed).glob('eval/*.json')):
+                if '@' in path.name:  # asked for by hand, on other terms
+                    continue
                 result = json.loads(path.read_text())
                 for row in result['rows']:
                     key = (result['mixture'], result['step'], row['metric'])
@@ -105,8 +108,9 @@ def _cells(row):
     setting = ', '.join(f'{k}={v}' for k, v in row['setting'].items()) or 'as the config says'
     interval = f'[{row["low"]:.3f}, {row["high"]:.3f}]'
     numbers = (row['metric'], f'{row["value"]:.3f}', interval, f'{row["chance"]:.3f}')
+    gain = f'{row["gain"]:+.3f} [{row["gain_low"]:+.3f}, {row["gain_high"]:+.3f}]'
     counts = (str(row['tasks']), str(row['seeds']))
-    return [setting, row['mixture'], str(row['step']), *numbers, *counts]
+    return [setting, row['mixture'], str(row['step']), *numbers, gain, *counts]
 
 
 def _values(over: str) -> list[tuple[str, str]]:
@@ -126,6 +130,11 @@ def _run(config, words, folder, shared, run):
         words = [*words, f'--config.data.cache={shared}']
     command = [sys.executable, '-m', 'mtpt', 'train', f'--config={config}', *words]
     print(f'{folder}: {" ".join(words)}', flush=True)
-    status = subprocess.run([*command, f'--workdir={folder}']).returncode
+    child = subprocess.Popen([*command, f'--workdir={folder}'])
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # it has heard the Ctrl-C too, and is saving
+        raise
     if status:
         raise UserError(f'the run in {folder} ended with status {status}; mend it and sweep again')

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import mtpt
 from mtpt.config import UserError
+from mtpt.files import write
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
@@ -97,13 +98,16 @@ class Vocabulary:
         return MODES[i - self.pieces - SENTINELS] if i < self.size else f'<unused_{i}>'
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the vocabulary into a folder, from where `load` reads it."""
+        """Writes the vocabulary into a folder, from where `load` reads it.
+
+        Raises:
+          UserError: it cannot be written; what was there is as it was.
+        """
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         if self.model:
-            (folder / 'vocabulary.model').write_bytes(self.model)
+            write(folder / 'vocabulary.model', self.model)
         about = {'kind': self.kind, 'size': self.size, 'fingerprint': self.fingerprint}
-        (folder / 'vocabulary.json').write_text(json.dumps(about, indent=1))
+        write(folder / 'vocabulary.json', json.dumps(about, indent=1))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -291,7 +295,5 @@ def train(
         )
     except RuntimeError as error:
         raise UserError(f'SentencePiece could not train {size} pieces: {error}') from error
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    write(path, model.getvalue())
     return SentencePiece(path)

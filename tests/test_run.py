@@ -70,8 +70,12 @@ def test_a_streamed_run_trains_and_resumes(tmp_path):
 def test_evaluate_generate_and_report_read_a_finished_run(finished, capsys):
     workdir = f'--workdir={finished / "run"}'
     assert main(['evaluate', workdir, '--mixture=tiny_last', '--set=max_examples=4']) == 0
-    result = json.loads((finished / 'run' / 'eval' / '00000006-tiny_last.json').read_text())
+    folder = finished / 'run' / 'eval'
+    result = json.loads((folder / '00000006-tiny_last@max_examples=4.json').read_text())
     assert {row['metric'] for row in result['rows']} == {'exact_match', 'rougeL'}
+    own = (folder / '00000006-tiny_new.json').read_bytes()
+    assert main(['evaluate', workdir, '--mixture=tiny_new', '--set=normalisation=mean']) == 0
+    assert (folder / '00000006-tiny_new.json').read_bytes() == own
     assert main(['generate', workdir, '--input=First of red blue (3)?', '--max_length=4']) == 0
     assert main(['report', workdir]) == 0
     assert 'report.html' in capsys.readouterr().out

@@ -8,8 +8,6 @@ vocabulary and first examples have not changed is not read again.
 import dataclasses
 import errno
 import gzip
-import hashlib
-import inspect
 import itertools
 import json
 import os
@@ -24,10 +22,11 @@ from mtpt.config import UserError
 from mtpt.data import manifest as manifests
 from mtpt.data import objectives
 from mtpt.data.config import DataConfig
-from mtpt.data.manifest import ExamEntry, Manifest, Split, TaskEntry
+from mtpt.data.fingerprints import of_code, sha256
+from mtpt.data.manifest import ExamEntry, Manifest, Origin, Split, TaskEntry
 from mtpt.data.stream import Pairs, corrupted
 from mtpt.data.writer import SHARD_TOKENS, ShardWriter
-from mtpt.vocabulary import SENTINELS, Vocabulary, open_vocabulary
+from mtpt.vocabulary import SENTINELS, Vocabulary, load, open_vocabulary
 
 PROBED = 16  # examples of a split whose ids are part of its fingerprint
 DONE = 'done.json'
@@ -47,11 +46,11 @@ class _Build:
     folder: pathlib.Path
     vocabulary: Vocabulary
     inputs_eos: bool
-    lengths: dict[str, int] | None
-    splits: tuple[str, ...]
-    validation_examples: int
-    shard_tokens: int
     on_broken: str
+    lengths: dict[str, int] | None = None
+    splits: tuple[str, ...] = ()
+    validation_examples: int = 0
+    shard_tokens: int = 0
 
 
 def build(
@@ -67,14 +66,16 @@ def build(
     on_broken: str = 'fail',
     lengths: dict[str, int] | None = None,
     shard_tokens: int = SHARD_TOKENS,
+    origin: Origin = Origin(),
     progress: Progress | None = None,
 ) -> Manifest:
     """Caches a mixture's tasks, and the exams of some mixtures, in a folder.
 
     Building again in the same folder adds to it: tasks keep their ids, what has not changed is
-    kept. Without 'train' among the `splits` it is the table and evaluation data of a streamed run.
+    kept, and shards that are no longer named stay for the runs that may need them (`unnamed`).
+    Without 'train' among the `splits` it is the table and evaluation data of a streamed run.
     `exam_examples` and `validation_examples` are at most so many a set. `lengths` is what the
-    preprocessors of plain SeqIO tasks are told. `progress` is called with what is being read, its
+    preprocessors of plain SeqIO tasks are told, `origin` what else the cache is made from. `progress` is called with what is being read, its
     number and of how many.
 
     Raises:
@@ -90,11 +91,11 @@ def build(
         folder,
         vocabulary,
         eos,
+        on_broken,
         lengths,
         tuple(splits),
         validation_examples,
         shard_tokens,
-        on_broken,
     )
     old = manifests.read(folder) if (folder / manifests.FILE).exists() else None
     _check_same(old, shared)
@@ -114,25 +115,77 @@ def build(
             except _Broken as error:
                 broken[name] = _forgive(name, str(error), on_broken)
         table = _table(mixture, names, done, broken)
-        written = []
+        known = {(e.name, e.split): e for e in old.exams} if old else {}
+        written = {k: _without(e, exam_mixtures, exam_splits) for k, e in known.items()}
         for (name, split), wanted_by in exams.items():
             told(f'{name} ({split})', next(steps), len(names) + len(exams))
-            written.append(_exam(name, split, wanted_by, exam_examples, shared, old))
-        kept = {(e.name, e.split): e for e in old.exams} if old else {}
-        kept |= {(e.name, e.split): e for e in written}
+            entry = written.get((name, split))
+            written[name, split] = _exam(name, split, wanted_by, exam_examples, shared, entry)
+        plain = any(_card(name) is None for name in names)
         manifest = Manifest(
             folder=str(folder),
             mixture=mixture,
             inputs_eos=eos,
             vocabulary=_facts(vocabulary),
             tasks=manifests.numbered(old.tasks if old else (), table),
-            exams=tuple(kept.values()),
+            exams=tuple(written.values()),
+            origin=dataclasses.replace(origin, lengths=dict(lengths or {}) if plain else {}),
         )
         manifests.write(manifest)
     except OSError as error:
         raise UserError(_disk(error, folder)) from error
-    _sweep(manifest)
     return manifest
+
+
+def add_exams(
+    folder: str | os.PathLike,
+    mixtures: Sequence[str],
+    splits: Sequence[str] = ('validation',),
+    *,
+    limit: int | None = None,
+    on_broken: str = 'fail',
+    progress: Progress | None = None,
+) -> Manifest:
+    """Adds the exams of some mixtures to a cache, in its own vocabulary.
+
+    Its tasks, its shards and the evaluation sets that it has stay as they are. The arguments mean
+    what they mean to `build`; so do the errors.
+    """
+    _bind()
+    folder = pathlib.Path(folder)
+    old = manifests.read(folder)
+    shared = _Build(folder, load(folder / 'vocabulary'), old.inputs_eos, on_broken)
+    _check_same(old, shared)
+    written = {(e.name, e.split): e for e in old.exams}
+    jobs = _exam_jobs(mixtures, splits)
+    try:
+        for number, ((name, split), wanted_by) in enumerate(jobs.items(), 1):
+            if progress:
+                progress(f'{name} ({split})', number, len(jobs))
+            known = written.get((name, split))
+            if known and not known.reason and old.file(known.path).is_file():
+                entry = dataclasses.replace(known, mixtures=_joined(known.mixtures, wanted_by))
+            else:
+                entry = _exam(name, split, wanted_by, limit, shared, known)
+            written[name, split] = entry
+        manifest = dataclasses.replace(old, exams=tuple(written.values()))
+        manifests.write(manifest)
+    except OSError as error:
+        raise UserError(_disk(error, folder)) from error
+    return manifest
+
+
+def unnamed(manifest: Manifest) -> list[pathlib.Path]:
+    """Folders of finished shards that a manifest does not name. A run that was trained on an earlier
+    state of the cache may still need them, so nothing but a person removes them."""
+    named = {
+        manifest.file(shard.path).parent
+        for task in manifest.tasks
+        for split in task.splits.values()
+        for shard in split.shards
+    }
+    done = (pathlib.Path(manifest.folder) / 'shards').glob(f'*/*/{DONE}')
+    return sorted(p.parent for p in done if p.parent not in named and '.partial-' not in str(p))
 
 
 def outline(
@@ -363,7 +416,7 @@ def _fingerprint(name: str, splits: Sequence[str], shared: _Build) -> str:
     )
     if _card(name) is None:
         told['lengths'] = shared.lengths
-    return _sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    return sha256(json.dumps(told, sort_keys=True, default=str).encode())
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -376,21 +429,7 @@ def _definition(name: str) -> dict[str, Any]:
     if card.kind == 'text':
         facts['field'] = card.field
     made_by = getattr(card.source.reader, 'fn', None)
-    return facts if made_by is None else facts | {'code': _code(made_by)}
-
-
-def _code(function: Any) -> str:
-    """What a generating function is: the file it stands in, and what was bound to it."""
-    bound = []
-    while hasattr(function, 'func'):
-        bound.append(repr((function.args, sorted(function.keywords.items()))))
-        function = function.func
-    try:
-        text = pathlib.Path(inspect.getsourcefile(function)).read_text()
-    except (TypeError, OSError):
-        code = getattr(function, '__code__', None)
-        text = repr(function) if code is None else f'{code.co_code!r}{code.co_consts!r}'
-    return _sha256('\n'.join([*bound, text]).encode())
+    return facts if made_by is None else facts | {'code': of_code(made_by)}
 
 
 def _exam_jobs(
@@ -412,15 +451,11 @@ def _exam(
     mixtures: tuple[str, ...],
     limit: int | None,
     shared: _Build,
-    old: Manifest | None,
+    known: ExamEntry | None,
 ) -> ExamEntry:
-    """Writes one evaluation set, unless it is there."""
+    """Writes one evaluation set, unless it is there and has not changed."""
     info = tasks.exam_info(name)
-    known = (
-        next((e for e in old.exams if (e.name, e.split) == (name, split)), None) if old else None
-    )
-    if known:
-        mixtures = tuple(dict.fromkeys((*known.mixtures, *mixtures)))
+    mixtures = _joined(known.mixtures if known else (), mixtures)
 
     def examples():
         return tasks.exams(name, split, shared.vocabulary, shared.inputs_eos, limit)
@@ -439,7 +474,7 @@ def _exam(
         first = _told(lambda: list(itertools.islice(examples(), PROBED)))
         facts = [shared.vocabulary.fingerprint, shared.inputs_eos, limit, info, first]
         facts.append(_told(lambda: _definition(name)))
-        mark = _sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        mark = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         place = shared.folder / entry.path
         if known and known.fingerprint == mark and place.is_file() and not known.reason:
             return dataclasses.replace(known, mixtures=mixtures)
@@ -454,24 +489,23 @@ def _exam(
     return dataclasses.replace(
         entry,
         size=len(rows),
-        sha256=_sha256(content),
+        sha256=sha256(content),
         kind='generation' if rows[0]['choices'] is None else 'choices',
         fingerprint=mark,
     )
 
 
-def _sweep(manifest: Manifest) -> None:
-    """Removes shards that the manifest no longer names."""
-    named = {
-        manifest.file(shard.path).parent
-        for task in manifest.tasks
-        for split in task.splits.values()
-        for shard in split.shards
-    }
-    for task in manifest.tasks:
-        for place in (pathlib.Path(manifest.folder) / 'shards' / task.name).glob('*'):
-            if place not in named and '.partial-' not in place.name:
-                shutil.rmtree(place, ignore_errors=True)
+def _joined(some: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*some, *more)))
+
+
+def _without(entry: ExamEntry, mixtures: Sequence[str], splits: Sequence[str]) -> ExamEntry:
+    """A set as those see it who no longer know whether these mixtures hold it."""
+    if entry.split not in splits:
+        return entry
+    return dataclasses.replace(
+        entry, mixtures=tuple(m for m in entry.mixtures if m not in mixtures)
+    )
 
 
 def _disk(error: OSError, folder: pathlib.Path) -> str:
@@ -480,7 +514,3 @@ def _disk(error: OSError, folder: pathlib.Path) -> str:
             f'no space is left for the cache in {folder}; free some and run again, it goes on there'
         )
     return f'the cache in {folder} cannot be written: {error}'
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -25,7 +25,7 @@ import numpy as np
 from mtpt.config import UserError, nearest
 from mtpt.data.objectives import Symbols
 
-FORMAT = 1
+FORMAT = 2
 FILE = 'manifest.json'
 
 
@@ -110,6 +110,23 @@ class ExamEntry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a cache was made from, beside its vocabulary, so that a run can tell whether it is its.
+
+    `module` (a file by its whole path) and `args` registered the tasks; `text` is the SHA-256 of a
+    file's text. `lengths` is what plain SeqIO tasks were told, empty where the mixture has none.
+    `families` and `datasets` are those of all tasks that were registered.
+    """
+
+    module: str = ''
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text: str = ''
+    lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    families: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """A run's table of tasks. `vocabulary` holds its fingerprint, size and special ids."""
 
@@ -119,6 +136,7 @@ class Manifest:
     vocabulary: dict[str, Any]
     tasks: tuple[TaskEntry, ...]
     exams: tuple[ExamEntry, ...] = ()
+    origin: Origin = dataclasses.field(default_factory=Origin)
 
     @property
     def names(self) -> list[str]:
@@ -263,14 +281,20 @@ def read(folder: str | os.PathLike) -> Manifest:
     except (OSError, ValueError) as error:
         raise UserError(f'{place} cannot be read ({error}); build the cache again') from error
     if not isinstance(tree, dict) or tree.pop('format', None) != FORMAT:
-        raise UserError(f'{place} is not of format {FORMAT}; build the cache again')
+        raise UserError(
+            f'{place} is not of format {FORMAT}; delete its folder or choose another data.cache, '
+            'and build the cache again'
+        )
     try:
         tasks = tuple(_task(t) for t in tree.pop('tasks'))
         exams = tuple(
             ExamEntry(**{**e, 'metrics': tuple(e['metrics']), 'mixtures': tuple(e['mixtures'])})
             for e in tree.pop('exams')
         )
-        return Manifest(folder=str(folder), tasks=tasks, exams=exams, **tree)
+        origin = tree.pop('origin')
+        names = {key: tuple(origin[key]) for key in ('families', 'datasets')}
+        origin = Origin(**{**origin, **names})
+        return Manifest(folder=str(folder), tasks=tasks, exams=exams, origin=origin, **tree)
     except (KeyError, TypeError) as error:
         raise UserError(f'{place} is broken ({error}); build the cache again') from error
 

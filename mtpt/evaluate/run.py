@@ -7,11 +7,9 @@ which show a collapse.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ from mtpt.evaluate.answers import Answers, Row, records, rows
 from mtpt.evaluate.generate import generate
 from mtpt.evaluate.metrics import METRICS
 from mtpt.evaluate.rank_classification import NORMALISATIONS, distinct, predict, scores
+from mtpt.files import write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,23 +274,3 @@ def save(
       UserError: the file cannot be written.
     """
     write(path, json.dumps({**meta, 'summary': summary, 'rows': list(rows)}, indent=1) + '\n')
-
-
-def write(path: str | os.PathLike, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = pathlib.Path(path)
-    half = path.with_name(path.name + '.part')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(text, encoding='utf-8')
-        os.replace(half, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            half.unlink()
-        raise UserError(
-            f'cannot write {path}: {error.strerror}; make room or choose another folder'
-        ) from error

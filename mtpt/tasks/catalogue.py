@@ -12,6 +12,7 @@ import seqio
 
 from mtpt.config import UserError, nearest
 from mtpt.tasks import mixing
+from mtpt.tasks.families import canonical_dataset
 from mtpt.tasks.pipeline import Card, CardMixture, CardTask
 
 
@@ -152,8 +153,8 @@ def exam_info(name: str) -> dict[str, Any]:
     card = card_of(found)
     if card is None:
         metrics = tuple(fn.__name__ for fn in found.metric_fns) or ('exact_match',)
-        about = dict(task=name, prompt='', family='', dataset=name, metrics=metrics)
-        return about | dict(held_out_prompt=False)
+        about = dict(task=name, prompt='', family='', dataset=canonical_dataset(name))
+        return about | dict(metrics=metrics, held_out_prompt=False)
     return dict(
         task=card.parent or name,
         prompt=card.prompt.name if card.prompt else '',
@@ -204,7 +205,8 @@ def _held_out(card: Card | None) -> bool:
 def _member(found: seqio.Task, rate: float) -> Member:
     card = card_of(found)
     if card is None:
-        return Member(found.name, rate, '', found.name, 'pairs', None, {}, (), False)
+        dataset = canonical_dataset(found.name)
+        return Member(found.name, rate, '', dataset, 'pairs', None, {}, (), False)
     return Member(
         found.name,
         rate,

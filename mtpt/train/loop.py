@@ -50,7 +50,8 @@ class TrainConfig:
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f'train.label_smoothing={self.label_smoothing} must be in [0, 1)')
-        for name, least in dict(steps=1, max_skipped=1, validate_every=0, prefetch=1).items():
+        least_of = dict(steps=1, seed=0, max_skipped=1, validate_every=0, prefetch=1)
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UserError(f'train.{name}={getattr(self, name)} must be at least {least}')
 
@@ -108,7 +109,7 @@ def fit(
     tasks: Sequence[str],
     writer: Writer,
     checkpoints: Checkpoints,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Callable[[], Mapping[str, Any]] = dict,
     validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None,
     evaluate: Callable[[int, Any], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
@@ -119,7 +120,7 @@ def fit(
       loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...]; the
         position is what a loader needs to go on after that batch.
       tasks: the names of the tasks with ids 1, 2, ...
-      provenance: saved with every checkpoint, as it is at that time.
+      provenance: gives what is saved with every checkpoint, as it is at that time.
       validation: makes the validation batches anew each time.
       evaluate: gives flat metrics for (step, params), every `evaluate_every` steps (0: never).
 
@@ -143,12 +144,14 @@ def fit(
     def save():
         late.settle()
         writer.flush()
-        checkpoints.save(step, state, _of_all_hosts(position, state), provenance or {}, judged)
+        checkpoints.save(step, state, _of_all_hosts(position, state), provenance(), judged)
         writer.pause()
 
     with jax.set_mesh(mesh), Signals(writer.say) as signals:
         train_step = make_train_step(model_cfg, tx, len(tasks), **_loss(cfg))
-        judge = _judge(cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every)
+        judge = _judge(
+            cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, checkpoints.judged
+        )
         batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
         try:
             while step < cfg.steps and not signals.agreed(step, state):
@@ -214,14 +217,15 @@ def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
 
 
 def _judge(
-    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every
+    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint
 ) -> Callable[..., dict[str, float]]:
     """Gives what is due after a step: validation, evaluation, both or nothing."""
     sums = validation and make_validation_step(model_cfg, len(tasks))
 
     def judge(step, params, settle):
         figures = {}
-        if validation and (_due(cfg.validate_every, step) or step == cfg.steps):
+        due = _due(cfg.validate_every, step) or step == cfg.steps
+        if validation and (due or judges_checkpoint(step)):
             settle()
             figures |= validate(sums, params, validation(), tasks, mesh)
         if evaluate and _due(evaluate_every, step):

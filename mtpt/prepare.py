@@ -207,6 +207,8 @@ def prepare(
     if not (found and _trains(found, data, tasks_cfg)):
         splits = ('train', 'validation') if data.mode == 'cached' else ('validation',)
         return build(data, tasks_cfg, held_out, exams, folder, splits)
+    if data.mode == 'stream':
+        open_tasks(tasks_cfg)
     members = [(t.name, t.family, t.dataset) for t in found.tasks if t.status != 'unused']
     origin = found.origin
     _refuse_held_out(data.mixture, held_out, members, origin.families, origin.datasets)
@@ -240,7 +242,7 @@ def build(
                 exam_examples=None, splits=splits, on_broken=data.on_broken, lengths=lengths,
                 origin=origin, progress=progress,
             )  # fmt: skip
-    if left := caches.unnamed(manifest):
+    if left := manifests.unnamed(manifest):
         print(
             f'{len(left)} folders of shards in {folder / "shards"} are no longer part of the cache '
             f'({left[0].relative_to(folder / "shards")}, ...); a run that was trained on them '
@@ -264,7 +266,7 @@ def add_exams(
     missing = {}
     for name, plan in exams.items():
         entries = exam_entries(manifest, name, plan.split)
-        if not entries or data.on_broken == 'fail' and any(e.reason for e in entries):
+        if not entries or (data.on_broken == 'fail' and any(e.reason for e in entries)):
             missing[name] = plan
     if missing:
         check_exams(open_tasks(tasks_cfg), missing)
@@ -328,8 +330,6 @@ def _check_origin(found: Manifest, data: DataConfig, cfg: TasksConfig) -> None:
 
 def _trains(found: Manifest, data: DataConfig, cfg: TasksConfig) -> bool:
     """Whether a cache holds all that a run trains on, as its tasks are defined now."""
-    if data.mode == 'stream':  # reads its tasks now, so they are opened in any case
-        return False
     if found.mixture != data.mixture or found.origin.text != _origin(cfg).text:
         return False
     if found.skipped and data.on_broken == 'fail':

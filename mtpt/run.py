@@ -176,11 +176,9 @@ def generate(
 
 def build_cache(run: Run, mixture: str, out: str) -> Manifest:
     """Writes the shards and evaluation sets of a mixture, for runs that name it in `data.cache`."""
-    tasks = prepare.open_tasks(run.tasks)
-    prepare.check_held_out(tasks, mixture, run.held_out)
     data = dataclasses.replace(run.data, mixture=mixture)
     started = time.perf_counter()
-    manifest = prepare.write_cache(data, run.exams, pathlib.Path(out), ('train', 'validation'))
+    manifest = prepare.build(data, run.tasks, run.held_out, run.exams, pathlib.Path(out))
     tokens = sum(s.tokens for t in manifest.tasks for s in t.splits.values())
     examples = sum(s.examples for t in manifest.tasks for s in t.splits.values())
     print(
@@ -200,6 +198,8 @@ def _first_process_prepares(run: Run, folder: pathlib.Path) -> Manifest:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices('cache')
+        if run.data.mode == 'stream':
+            prepare.open_tasks(run.tasks)
     return manifests.read(folder)
 
 
@@ -266,13 +266,7 @@ def _cache_of(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 
 def _with_exams(run: Run, workdir: pathlib.Path, mixture: str, plan: ExamPlan) -> Manifest:
     """The run's manifest, with the evaluation sets of a mixture added where they are missing."""
-    folder = _cache_of(run, workdir)
-    manifest = manifests.read(folder)
-    if prepare.exam_entries(manifest, mixture, plan.split):
-        return manifest
-    tasks = prepare.open_tasks(run.tasks)
-    tasks.find(mixture)
-    return prepare.write_cache(run.data, {mixture: plan}, folder, ('train', 'validation'))
+    return prepare.add_exams(run.data, run.tasks, {mixture: plan}, _cache_of(run, workdir))
 
 
 def _restored(run: Run, workdir: pathlib.Path, step: int | None):

@@ -4,6 +4,7 @@ Each run is a `mtpt train` of its own in a folder of its own, so a sweep that wa
 where it stopped: finished runs are not redone, an unfinished one resumes.
 """
 
+import hashlib
 import itertools
 import json
 import pathlib
@@ -49,7 +50,7 @@ def sweep(config: str, overrides: list[str], over: list[str], seeds: int, workdi
         run = flags.load(config, words)  # a mistyped key ends the sweep before the first run
         folder = _folder(root, setting, seed)
         if not finished(folder, run.train.steps):
-            _run(config, words, folder, shared=root / 'cache' / run.data.mixture, run=run)
+            _run(config, words, folder, shared=root / 'cache' / _read_from(run), run=run)
     result = compare(root, grid, seeds)
     write(root / 'sweep.json', json.dumps(result, indent=1))
     write(root / 'sweep.md', markdown(result))
@@ -123,6 +124,12 @@ def _values(over: str) -> list[tuple[str, str]]:
 def _folder(root, setting, seed):
     name = ','.join(f'{key}={value}' for key, value in setting)
     return root / re.sub(r'[^\w.,=+-]', '_', name) / f'seed={seed}'
+
+
+def _read_from(run):
+    """A name for what a run reads, so that settings which change it do not share a cache."""
+    told = repr((run.tasks, run.data.mixture, run.data.vocabulary, run.held_out, run.data.mode))
+    return f'{run.data.mixture}-{hashlib.sha256(told.encode()).hexdigest()[:8]}'
 
 
 def _run(config, words, folder, shared, run):

@@ -13,7 +13,7 @@ FLOORS = {
     3: 'train',
     2: 'evaluate',
     1: 'model tasks data checkpoint',
-    0: 'allocator mesh trees config files log vocabulary',
+    0: 'allocator mesh trees comparing config files log vocabulary',
 }
 FLOORS = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 ALLOWED_SIBLINGS = {('data/cache.py', 'tasks')}

@@ -1,9 +1,19 @@
 """Bad input gets one sentence that names the thing and the cure, a status, and no traceback."""
 
+import errno
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import tiny
 
 from mtpt.__main__ import main
+from mtpt.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -126,3 +136,86 @@ def test_a_folder_of_another_run_is_left_alone(refused, tmp_path):
 def test_a_folder_without_a_run_is_named(refused, tmp_path):
     assert 'holds no run' in refused('evaluate', f'--workdir={tmp_path}', '--mixture=tiny')
     assert 'holds no run' in refused('generate', f'--workdir={tmp_path}', '--input=x')
+
+
+def test_an_empty_task_is_named(refused, tmp_path):
+    tiny.write(tmp_path)
+    code = tiny.TASKS.replace('range(start, 180, 3)', 'range(0)').replace('tiny', 'hollow')
+    (tmp_path / 'tasks.py').write_text(code)
+    said = refused(*_train(tmp_path, '--config.data.mixture=hollow_last', '--config.exams={}',
+                           '--config.held_out.families=()'))  # fmt: skip
+    assert "'hollow_last'" in said and 'no examples' in said
+
+
+def test_a_hostile_template_is_refused_by_name(refused, tmp_path):
+    tiny.write(tmp_path)
+    hostile = ("{{ ''.__class__.__mro__ }}", '{% set _room = 1 %}{{ a }}', '{{ "x" * 10**9 }}')
+    for i, template in enumerate(hostile):
+        code = tiny.TASKS.replace("'Last of {{ a }} {{ b }} ({{ n }})?'", repr(template))
+        (tmp_path / 'tasks.py').write_text(code.replace('tiny', f'hostile{i}'))
+        said = refused(*_train(tmp_path, f'--config.data.mixture=hostile{i}_last',
+                               '--config.exams={}', '--config.held_out.families=()'))  # fmt: skip
+        assert "'last'" in said and ('insides' in said or 'builds a text' in said)
+
+
+def test_a_checkpoint_of_another_model_is_told_from_ones_own(refused, tmp_path):
+    tiny.write(tmp_path, train__steps=1)
+    assert main(_train(tmp_path, '--config.exams={}')) == 0
+    cache = f'--config.data.cache={tmp_path / "run" / "cache"}'
+    other = ['--config.model.D=64', '--config.exams={}', f'--workdir={tmp_path / "other"}', cache]
+    assert main(_train(tmp_path, *other)) == 0
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints')
+    shutil.copytree(tmp_path / 'other' / 'checkpoints', tmp_path / 'run' / 'checkpoints')
+    for command in (
+        ['generate', '--input=First of red blue (3)?'],
+        ['evaluate', '--mixture=tiny_last', '--set=max_examples=2'],
+    ):
+        said = refused(*command, f'--workdir={tmp_path / "run"}')
+        assert 'another model' in said and str(tmp_path / 'run' / 'checkpoints') in said
+
+
+def _contents(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(refused, tmp_path, monkeypatch):
+    tiny.write(tmp_path, train__steps=2)
+    assert main(_train(tmp_path, '--config.exams={}')) == 0
+    saved = _contents(tmp_path / 'run')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('mtpt.files.open', full, raising=False)
+        said = refused(*_train(tmp_path, '--config.exams={}', '--config.train.steps=4'))
+    assert 'No space left' in said and 'free some space' in said
+    after = _contents(tmp_path / 'run')
+    assert not [p for p, content in saved.items() if not after[p].startswith(content)]
+    assert not [p for p in after if p.name.endswith('.part')]
+    assert main(_train(tmp_path, '--config.exams={}', '--config.train.steps=4')) == 0
+    assert Checkpoints(tmp_path / 'run', read_only=True).latest() == 4
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    tiny.write(tmp_path, train__steps=100_000, train__validate_every=0)
+    command = _train(tmp_path, '--config.exams={}')
+    checkpoints = tmp_path / 'run' / 'checkpoints'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'mtpt', *command], stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, cwd=pathlib.Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    try:
+        late = time.monotonic() + 300
+        while not (checkpoints / '3').exists() and process.poll() is None:
+            assert time.monotonic() < late, 'no checkpoint appeared'
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None) and 'Traceback' not in said, said
+    step = Checkpoints(tmp_path / 'run', read_only=True).latest()
+    assert step >= 3
+    assert main([*command, f'--config.train.steps={step + 1}']) == 0
+    assert Checkpoints(tmp_path / 'run', read_only=True).latest() == step + 1

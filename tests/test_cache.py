@@ -129,9 +129,11 @@ def test_a_task_is_written_again_when_its_source_or_prompt_changed_and_no_other(
     second = build(name, tmp_path / 'cache')
     after = written(tmp_path / 'cache')
     assert second.task(f'{name}_j').splits['train'].examples == 1
-    assert {p.parts[-3] for p in set(before) - set(after)} == {f'{name}_j'}
+    assert before.items() < after.items()
     assert {p.parts[-3] for p in set(after) - set(before)} == {f'{name}_j'}
     assert first.fingerprint != second.fingerprint
+    assert [p.parent.name for p in manifests.unnamed(second)] == [f'{name}_j']
+    assert not shards.verify(first)
 
 
 def test_ids_are_given_once(tmp_path, mixture):
@@ -215,6 +217,24 @@ def test_exams_are_cached_beside_the_shards(tmp_path, mixture):
     with pytest.raises(UserError, match='build the cache again'):
         manifest.exam_sets()
     assert shards.verify(manifest) == [str(tmp_path / 'cache' / manifest.exams[0].path)]
+
+
+def test_exams_are_added_without_touching_tasks_shards_or_the_sets_that_are_there(
+    tmp_path, mixture
+):
+    name, file = mixture
+    first = build(name, tmp_path / 'cache', exam_mixtures=[f'{name}_f'], exam_examples=4)
+    before = {p: p.read_bytes() for p in (tmp_path / 'cache').rglob('*') if p.is_file()}
+    file.unlink()  # a build would fail, or change the table
+    second = cache.add_exams(tmp_path / 'cache', [name])
+    assert second == manifests.read(tmp_path / 'cache')
+    assert dataclasses.replace(second, exams=first.exams) == first
+    assert [e.mixtures for e in second.exams] == [(f'{name}_f', name)] * 3
+    assert [e.size for e in second.exams] == [4] * 3
+    third = cache.add_exams(tmp_path / 'cache', [f'{name}_f'], ['train'])
+    assert [e.split for e in third.exams] == ['validation'] * 3 + ['train'] * 3
+    assert all(p.read_bytes() == b for p, b in before.items() if p.name != 'manifest.json')
+    assert third.exam_sets('train') and not shards.verify(third)
 
 
 def test_a_cache_of_another_vocabulary_or_end_of_inputs_is_refused(tmp_path, mixture):

@@ -9,6 +9,7 @@ from rouge_score import rouge_scorer
 from mtpt.config import UserError
 from mtpt.evaluate import intervals
 from mtpt.evaluate.metrics import METRICS, score
+from mtpt.tasks import answers
 
 SAID = ['the cat sat on the mat today', 'a dog', '', 'rain in Spain falls mainly']
 WANTED = [
@@ -39,10 +40,30 @@ def test_one_more_reference_never_lowers_a_score(name):
     assert score(name, SAID, WANTED) >= less
 
 
-def test_exact_match_ignores_case_articles_and_punctuation_and_accuracy_only_space():
-    said, wanted = ['The  Answer, is A 42!', ' yes '], [['answer is 42'], ['yes']]
+def test_exact_match_ignores_case_and_punctuation_and_accuracy_only_space():
+    said, wanted = ['The  Answer, is 42!', ' yes '], [['the answer is 42'], ['yes']]
     assert score('exact_match', said, wanted) == 1
     assert score('accuracy', said, wanted) == 0.5
+
+
+def test_an_article_is_an_answer_but_for_squad():
+    # Super-NaturalInstructions has answers A and B; its own script keeps articles.
+    for said in ('the', 'an', '', 'B'):
+        assert score('exact_match', [said], [['A']]) == 0
+    assert score('exact_match', ['a.'], [['A']]) == 1
+    assert score('exact_match', ['the cat'], [['cat']]) == 0
+    assert score('squad_exact_match', ['The cat!', 'the'], [['cat'], ['A']]) == 1
+
+
+def test_answers_of_punctuation_alone_are_compared_as_they_stand():
+    assert score('exact_match', ['!', ' ? ', '', '-'], [['?'], ['?'], [''], ['']]) == 0.5
+
+
+@pytest.mark.parametrize('name', answers.METRIC_FNS)
+def test_seqios_own_evaluator_sees_the_same_numbers(name):
+    wanted = [['a cat sat on a mat'], ['Dog!'], [''], ['rain in Spain']]
+    said = [*SAID[:3], 'rain in spain.']
+    assert answers.METRIC_FNS[name](wanted, said) == {name: score(name, said, wanted)}
 
 
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall():

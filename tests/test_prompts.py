@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import pytest
 
@@ -15,6 +16,9 @@ EXAMPLE = {
     'options': {'text': ['one', ' two ', 'three']},
     'tags': ['x', 'y', 'x'],
 }
+
+
+DOUBLE = '{{% set ns = {} %}}{{% for i in range(99) %}}{{% set ns.s = {} %}}{{% endfor %}}'
 
 
 def written(template, example=EXAMPLE):
@@ -130,13 +134,90 @@ def test_a_template_cannot_reach_pythons_insides(template):
         '{{ "a" | center(10**9) }}',
         '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
         '{% for i in range(99999) %}{{ premise }}{% endfor %}',
+        # A number, a text or a list that doubles at each turn.
+        DOUBLE.format('namespace(s="ab")', 'ns.s + ns.s'),
+        DOUBLE.format('namespace(s="ab")', 'ns.s ~ ns.s'),
+        DOUBLE.format('namespace(s="ab")', '"%s%s" % (ns.s, ns.s)'),
+        DOUBLE.format('namespace(s="ab")', '"{0}{0}".format(ns.s)'),
+        DOUBLE.format('namespace(s="ab")', '"%(a)s%(a)s" | format(a=ns.s)'),
+        DOUBLE.format('namespace(s="ab")', 'ns.s.replace("a", ns.s)'),
+        DOUBLE.format('namespace(s="ab")', 'ns.s | replace("a", ns.s)'),
+        DOUBLE.format('namespace(s="ab")', 'ns.s.join(ns.s)'),
+        DOUBLE.format('namespace(s="ab")', '[ns.s, ns.s] | join'),
+        DOUBLE.format('namespace(s=["ab"])', 'ns.s + ns.s'),
+        DOUBLE.format('namespace(s=["ab"])', '[ns.s, ns.s]') + '{{ ns.s }}',
+        DOUBLE.format('namespace(s=["ab"])', 'dict(a=ns.s, b=ns.s).values()') + '{{ ns.s }}',
+        DOUBLE.format('namespace(s=["ab"])', 'ns.s | map("replace", "a", ns.s) | list'),
+        DOUBLE.format('namespace(s=3)', 'ns.s * ns.s'),
+        '{% set l = [1] %}{% for i in range(99) %}{{ l.extend(l) or "" }}{% endfor %}',
+        '{% set ns = namespace(s="ab") %}{% for i in range(99) %}'
+        '{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}',
+        '{% set x %}{% for i in range(99999) %}{{ "%99999d" % 1 }}{% endfor %}{% endset %}',
+        '{{ [[[1] * 1000] * 1000] * 1000 }}',
+        '{{ "%*d" % (10**9, 1) }}',
+        # Loops in loops over numbers that were counted once.
+        '{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}',
+        '{% set r = range(99999) | list %}{% for a in r %}{% for b in r if 0 %}{% endfor %}'
+        '{% endfor %}',
+        '{% set r = range(999) %}{% for a in r recursive %}{{ loop(r) }}{% endfor %}',
+        '{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}'
+        '{{ f(60) }}',
+        '{% set r = range(99999) | list %}{% for a in r %}{{ r | sum and "" }}{% endfor %}',
+        '{% set s = "a" * 999999 %}{% for a in range(99999) %}'
+        '{{ "" if s ~ a == s else "" }}{% endfor %}',
+        '{{ range(10**12) | sum }}',
+        '{{ range(10**12) | choice }}',
+        '{% for a in zip(range(10**9), range(10**9)) %}{% endfor %}',
     ],
 )
 def test_a_template_cannot_fill_memory_or_run_for_ever(template):
     started = time.perf_counter()
-    with pytest.raises(UserError):
-        written(template)
-    assert time.perf_counter() - started < 2
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError):
+            written(template)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - started < 3  # half a second at most on an idle core, untraced
+
+
+@pytest.mark.parametrize(
+    'template',
+    [
+        '{% set _room = namespace(_left=9e9) %}',
+        '{% set ns = namespace() %}{% set _x = 1 %}',
+        '{% for _item in tags %}{% endfor %}',
+        '{% macro _f() %}{% endmacro %}',
+        '{{ tags | _each | list }}',
+        '{{ _room }}',
+    ],
+)
+def test_names_of_a_template_begin_with_a_letter(template):
+    with pytest.raises(UserError, match="insides: '_"):
+        Prompt('p', template, 'x')
+    assert written('{% for _, b in zip(tags, tags) %}{{ b }}{% endfor %}') == 'xyx'
+
+
+def test_what_one_rendering_spends_is_not_missing_from_the_next():
+    template = (
+        '{% for i in range(99999) %}{% endfor %}{% for t in tags %}{{ loop.index }}{% endfor %}'
+    )
+    for _ in range(4):
+        assert written(template) == '123'
+
+
+def test_large_texts_and_long_lists_are_no_offence():
+    text, items = 'word ' * 40_000, [f'item {i}' for i in range(3000)]
+    example = {'text': text, 'items': items}
+    assert written('{{ text }}{{ "Q: " + text[:9] ~ items[0] }}', example).endswith('item 0')
+    assert written('{{ text.replace("word", "a") | trim | length }}', example) == '79999'
+    template = '{% set l = [] %}{% for i in items if i %}{{ l.append(i) or "" }}{% endfor %}'
+    assert written(template + '{{ l | join(", ") }}', example) == ', '.join(items)
+    assert written('{{ items | map("upper") | join("") }}', example).startswith('ITEM 0ITEM 1')
+    assert (
+        written('{% for i in items %}{{ "-" if not loop.last }}{% endfor %}', example) == '-' * 2999
+    )
 
 
 def test_large_numbers_in_the_data_are_no_offence():

@@ -222,6 +222,12 @@ def test_a_plain_seqio_mixture_has_members_too():
     assert {m.rate for m in tasks.members('outer')} == {0.5}
 
 
+def test_the_data_set_of_a_plain_seqio_task_has_its_canonical_name():
+    for name, dataset in (('super_glue_rte', 'rte'), ('NewsQA', 'newsqa')):
+        plain_seqio(name)
+        assert tasks.members(name)[0].dataset == tasks.exam_info(name)['dataset'] == dataset
+
+
 def test_sizes_that_nobody_knows_are_asked_for():
     found = plain_seqio('unsized')
     found._source._num_input_examples = None

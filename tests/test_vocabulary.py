@@ -115,3 +115,16 @@ def test_a_model_with_other_special_ids_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match='pad_id=0, eos_id=1, unk_id=2'):
         v.open_vocabulary(tmp_path / 'o.model')
+
+
+def test_a_full_disk_does_not_cost_a_vocabulary_that_was_saved(small, tmp_path, monkeypatch):
+    small.save(tmp_path)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('mtpt.files.os.replace', full)
+    small.save(tmp_path)  # nothing new to write
+    with pytest.raises(UserError, match='No space left'):
+        v.Bytes().save(tmp_path)
+    assert v.load(tmp_path) == small

@@ -6,7 +6,6 @@ vocabulary and first examples have not changed is not read again.
 """
 
 import dataclasses
-import errno
 import gzip
 import itertools
 import json
@@ -21,22 +20,20 @@ from mtpt import tasks
 from mtpt.config import UserError
 from mtpt.data import manifest as manifests
 from mtpt.data import objectives
+from mtpt.data.broken import Broken, disk, forgive, told
 from mtpt.data.config import DataConfig
 from mtpt.data.fingerprints import of_code, sha256
 from mtpt.data.manifest import ExamEntry, Manifest, Origin, Split, TaskEntry
 from mtpt.data.stream import Pairs, corrupted
 from mtpt.data.writer import SHARD_TOKENS, ShardWriter
-from mtpt.vocabulary import SENTINELS, Vocabulary, load, open_vocabulary
+from mtpt.vocabulary import Vocabulary, load, open_vocabulary
 
 PROBED = 16  # examples of a split whose ids are part of its fingerprint
-DONE = 'done.json'
 STALE = 24 * 3600  # seconds after which what a killed build left behind is removed
 
+NOWHERE = Origin()
+
 Progress = Callable[[str, int, int], None]
-
-
-class _Broken(Exception):
-    """A task's own fault, as opposed to the disk's; the message is a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +63,17 @@ def build(
     on_broken: str = 'fail',
     lengths: dict[str, int] | None = None,
     shard_tokens: int = SHARD_TOKENS,
-    origin: Origin = Origin(),
+    origin: Origin = NOWHERE,
     progress: Progress | None = None,
 ) -> Manifest:
     """Caches a mixture's tasks, and the exams of some mixtures, in a folder.
 
     Building again in the same folder adds to it: tasks keep their ids, what has not changed is
-    kept, and shards that are no longer named stay for the runs that may need them (`unnamed`).
-    Without 'train' among the `splits` it is the table and evaluation data of a streamed run.
+    kept, and shards that are no longer named stay for the runs that may need them. Without
+    'train' among the `splits` it is the table and evaluation data of a streamed run.
     `exam_examples` and `validation_examples` are at most so many a set. `lengths` is what the
-    preprocessors of plain SeqIO tasks are told, `origin` what else the cache is made from. `progress` is called with what is being read, its
-    number and of how many.
+    preprocessors of plain SeqIO tasks are told, `origin` what else the cache is made from.
+    `progress` is called with what is being read, its number and of how many.
 
     Raises:
       UserError: with `on_broken='fail'`, the first source that is broken, by task, file and line
@@ -88,37 +85,31 @@ def build(
     folder = pathlib.Path(out)
     eos = tasks.inputs_eos(mixture)
     shared = _Build(
-        folder,
-        vocabulary,
-        eos,
-        on_broken,
-        lengths,
-        tuple(splits),
-        validation_examples,
-        shard_tokens,
+        *(folder, vocabulary, eos, on_broken, lengths, tuple(splits)),
+        *(validation_examples, shard_tokens),
     )
     old = manifests.read(folder) if (folder / manifests.FILE).exists() else None
     _check_same(old, shared)
     names = tasks.member_names(mixture)
     exams = _exam_jobs(exam_mixtures, exam_splits)
     steps = itertools.count(1)
-    told = progress or (lambda name, number, total: None)
+    report = progress or (lambda name, number, total: None)
 
     try:
         vocabulary.save(folder / 'vocabulary')
         done: dict[str, dict[str, Split]] = {}
         broken: dict[str, str] = {}
         for name in names:
-            told(name, next(steps), len(names) + len(exams))
+            report(name, next(steps), len(names) + len(exams))
             try:
                 done[name] = _task(name, shared)
-            except _Broken as error:
-                broken[name] = _forgive(name, str(error), on_broken)
+            except Broken as error:
+                broken[name] = forgive(name, str(error), on_broken)
         table = _table(mixture, names, done, broken)
         known = {(e.name, e.split): e for e in old.exams} if old else {}
         written = {k: _without(e, exam_mixtures, exam_splits) for k, e in known.items()}
         for (name, split), wanted_by in exams.items():
-            told(f'{name} ({split})', next(steps), len(names) + len(exams))
+            report(f'{name} ({split})', next(steps), len(names) + len(exams))
             entry = written.get((name, split))
             written[name, split] = _exam(name, split, wanted_by, exam_examples, shared, entry)
         plain = any(_card(name) is None for name in names)
@@ -126,14 +117,14 @@ def build(
             folder=str(folder),
             mixture=mixture,
             inputs_eos=eos,
-            vocabulary=_facts(vocabulary),
+            vocabulary=manifests.facts(vocabulary),
             tasks=manifests.numbered(old.tasks if old else (), table),
             exams=tuple(written.values()),
             origin=dataclasses.replace(origin, lengths=dict(lengths or {}) if plain else {}),
         )
         manifests.write(manifest)
     except OSError as error:
-        raise UserError(_disk(error, folder)) from error
+        raise UserError(disk(error, folder)) from error
     return manifest
 
 
@@ -171,21 +162,8 @@ def add_exams(
         manifest = dataclasses.replace(old, exams=tuple(written.values()))
         manifests.write(manifest)
     except OSError as error:
-        raise UserError(_disk(error, folder)) from error
+        raise UserError(disk(error, folder)) from error
     return manifest
-
-
-def unnamed(manifest: Manifest) -> list[pathlib.Path]:
-    """Folders of finished shards that a manifest does not name. A run that was trained on an earlier
-    state of the cache may still need them, so nothing but a person removes them."""
-    named = {
-        manifest.file(shard.path).parent
-        for task in manifest.tasks
-        for split in task.splits.values()
-        for shard in split.shards
-    }
-    done = (pathlib.Path(manifest.folder) / 'shards').glob(f'*/*/{DONE}')
-    return sorted(p.parent for p in done if p.parent not in named and '.partial-' not in str(p))
 
 
 def outline(
@@ -204,13 +182,13 @@ def outline(
         for name in names:
             try:
                 _count(name)
-            except _Broken as error:
+            except Broken as error:
                 broken[name] = str(error)
     return Manifest(
         folder='',
         mixture=mixture,
         inputs_eos=tasks.inputs_eos(mixture),
-        vocabulary=_facts(vocabulary),
+        vocabulary=manifests.facts(vocabulary),
         tasks=manifests.numbered((), _table(mixture, names, {}, broken)),
     )
 
@@ -242,20 +220,6 @@ def _bind() -> None:
     tasks.bind_objectives(objectives.OBJECTIVES, objectives.OBJECTIVE_LENGTHS)
 
 
-def _facts(vocabulary: Vocabulary) -> dict[str, Any]:
-    return dict(
-        kind=vocabulary.kind,
-        fingerprint=vocabulary.fingerprint,
-        size=vocabulary.size,
-        padded_size=vocabulary.padded_size,
-        pad=vocabulary.pad,
-        eos=vocabulary.eos,
-        sentinel=vocabulary.sentinel(0),
-        sentinels=SENTINELS,
-        modes=vocabulary.modes,
-    )
-
-
 def _check_same(old: Manifest | None, shared: _Build) -> None:
     if old is None:
         return
@@ -269,13 +233,6 @@ def _check_same(old: Manifest | None, shared: _Build) -> None:
             f'in the cache in {shared.folder} inputs {has} with EOS, unlike those of this mixture; '
             'choose another folder'
         )
-
-
-def _forgive(name: str, reason: str, on_broken: str) -> str:
-    if on_broken == 'fail':
-        where = '' if repr(name) in reason else f'task {name!r}: '
-        raise UserError(f'{where}{reason}; mend it, or set data.on_broken=skip to go on without it')
-    return reason
 
 
 def _table(
@@ -319,19 +276,9 @@ def _card(name: str) -> Any:
     return getattr(tasks.find(name), 'card', None)
 
 
-def _told(read: Callable[[], Any]) -> Any:
-    """Calls what reads a task; whatever goes wrong is the task's fault, told in a sentence."""
-    try:
-        return read()
-    except UserError as error:
-        raise _Broken(str(error)) from error
-    except Exception as error:
-        raise _Broken(f'{type(error).__name__}: {error}') from error
-
-
 def _count(name: str) -> None:
     """Finds out whether the training examples of a task can be counted, which the shares need."""
-    _told(lambda: tasks.find(name).num_input_examples('train'))
+    told(lambda: tasks.find(name).num_input_examples('train'))
 
 
 def _items(name: str, split: str, shared: _Build) -> Iterator[Any]:
@@ -349,17 +296,17 @@ def _items(name: str, split: str, shared: _Build) -> Iterator[Any]:
 
 def _task(name: str, shared: _Build) -> dict[str, Split]:
     """Writes a task's shards, unless they are there; returns its splits."""
-    present = _told(lambda: tasks.find(name).splits)
+    present = told(lambda: tasks.find(name).splits)
     if 'train' not in present:
-        raise _Broken(f"task {name!r} has no split 'train'")
+        raise Broken(f"task {name!r} has no split 'train'")
     splits = [split for split in shared.splits if split in present]
     if 'train' not in splits:
         _count(name)
-    mark = _told(lambda: _fingerprint(name, splits, shared))
+    mark = told(lambda: _fingerprint(name, splits, shared))
     path = f'shards/{name}/{mark[:16]}'
-    if not (shared.folder / path / DONE).is_file():
+    if not (shared.folder / path / manifests.DONE).is_file():
         _write_task(name, splits, path, shared)
-    tree = json.loads((shared.folder / path / DONE).read_text())
+    tree = json.loads((shared.folder / path / manifests.DONE).read_text())
     return {split: manifests.split_of(tree[split]) for split in splits}
 
 
@@ -374,7 +321,7 @@ def _write_task(name: str, splits: Sequence[str], path: str, shared: _Build) -> 
         for split in splits:
             written[split] = _write_split(name, split, path, partial, shared)
         content = json.dumps({split: dataclasses.asdict(s) for split, s in written.items()})
-        manifests.replace(partial / DONE, content.encode())
+        manifests.replace(partial / manifests.DONE, content.encode())
         shutil.rmtree(place, ignore_errors=True)
         os.replace(partial, place)
     finally:
@@ -386,25 +333,25 @@ def _write_split(name, split, path, partial, shared) -> Split:
     kind = 'pairs' if card is None else card.kind
     size = shared.vocabulary.size
     writer = ShardWriter(partial, split, kind, size, shared.shard_tokens)
-    items = _told(lambda: _items(name, split, shared))
+    items = told(lambda: _items(name, split, shared))
     ended = object()
-    while (item := _told(lambda: next(items, ended))) is not ended:
+    while (item := told(lambda: next(items, ended))) is not ended:
         try:
             writer.add_text(item) if kind == 'text' else writer.add_pairs(
                 item, shared.vocabulary.eos
             )
         except UserError as error:
-            raise _Broken(f'task {name!r}, split {split!r}: {error}') from error
+            raise Broken(f'task {name!r}, split {split!r}: {error}') from error
     done = writer.finish()
     if split == 'train' and not done.examples:
-        raise _Broken(f"task {name!r} has no examples in its split 'train'")
+        raise Broken(f"task {name!r} has no examples in its split 'train'")
     moved = tuple(dataclasses.replace(s, path=f'{path}/{s.path}') for s in done.shards)
     return dataclasses.replace(done, shards=moved)
 
 
 def _fingerprint(name: str, splits: Sequence[str], shared: _Build) -> str:
     """What a task's shards follow from: definition, vocabulary, and how its examples begin."""
-    told: dict[str, Any] = dict(
+    facts: dict[str, Any] = dict(
         format=manifests.FORMAT,
         vocabulary=shared.vocabulary.fingerprint,
         eos=shared.inputs_eos,
@@ -415,8 +362,8 @@ def _fingerprint(name: str, splits: Sequence[str], shared: _Build) -> str:
         first={s: list(itertools.islice(_items(name, s, shared), PROBED)) for s in splits},
     )
     if _card(name) is None:
-        told['lengths'] = shared.lengths
-    return sha256(json.dumps(told, sort_keys=True, default=str).encode())
+        facts['lengths'] = shared.lengths
+    return sha256(json.dumps(facts, sort_keys=True, default=str).encode())
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -471,18 +418,18 @@ def _exam(
         **{**info, 'metrics': tuple(info['metrics'])},
     )
     try:
-        first = _told(lambda: list(itertools.islice(examples(), PROBED)))
+        first = told(lambda: list(itertools.islice(examples(), PROBED)))
         facts = [shared.vocabulary.fingerprint, shared.inputs_eos, limit, info, first]
-        facts.append(_told(lambda: _definition(name)))
+        facts.append(told(lambda: _definition(name)))
         mark = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         place = shared.folder / entry.path
         if known and known.fingerprint == mark and place.is_file() and not known.reason:
             return dataclasses.replace(known, mixtures=mixtures)
-        rows = _told(lambda: list(examples()))
+        rows = told(lambda: list(examples()))
         if not rows:
-            raise _Broken(f'{name!r} has no examples in its split {split!r}')
-    except _Broken as error:
-        return dataclasses.replace(entry, reason=_forgive(name, str(error), shared.on_broken))
+            raise Broken(f'{name!r} has no examples in its split {split!r}')
+    except Broken as error:
+        return dataclasses.replace(entry, reason=forgive(name, str(error), shared.on_broken))
     lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     content = gzip.compress(lines.encode(), compresslevel=3, mtime=0)
     manifests.replace(place, content)
@@ -506,11 +453,3 @@ def _without(entry: ExamEntry, mixtures: Sequence[str], splits: Sequence[str]) -
     return dataclasses.replace(
         entry, mixtures=tuple(m for m in entry.mixtures if m not in mixtures)
     )
-
-
-def _disk(error: OSError, folder: pathlib.Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f'no space is left for the cache in {folder}; free some and run again, it goes on there'
-        )
-    return f'the cache in {folder} cannot be written: {error}'

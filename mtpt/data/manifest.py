@@ -24,9 +24,11 @@ import numpy as np
 
 from mtpt.config import UserError, nearest
 from mtpt.data.objectives import Symbols
+from mtpt.vocabulary import SENTINELS, Vocabulary
 
 FORMAT = 2
 FILE = 'manifest.json'
+DONE = 'done.json'  # in a folder of shards: its splits, once all are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,3 +324,34 @@ def numbered(old: Iterable[TaskEntry], new: Iterable[TaskEntry]) -> tuple[TaskEn
     fresh = [entry for name, entry in new.items() if name not in old]
     table += [dataclasses.replace(e, id=top + 1 + i) for i, e in enumerate(fresh)]
     return tuple(table)
+
+
+def facts(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a manifest says of its vocabulary."""
+    return dict(
+        kind=vocabulary.kind,
+        fingerprint=vocabulary.fingerprint,
+        size=vocabulary.size,
+        padded_size=vocabulary.padded_size,
+        pad=vocabulary.pad,
+        eos=vocabulary.eos,
+        sentinel=vocabulary.sentinel(0),
+        sentinels=SENTINELS,
+        modes=vocabulary.modes,
+    )
+
+
+def unnamed(manifest: Manifest) -> list[pathlib.Path]:
+    """Folders of finished shards in a cache that its manifest does not name.
+
+    A run that was trained on an earlier state of the cache may need them: only a person removes
+    them.
+    """
+    named = {
+        manifest.file(shard.path).parent
+        for task in manifest.tasks
+        for split in task.splits.values()
+        for shard in split.shards
+    }
+    done = (pathlib.Path(manifest.folder) / 'shards').glob(f'*/*/{DONE}')
+    return sorted(p.parent for p in done if p.parent not in named and '.partial-' not in str(p))

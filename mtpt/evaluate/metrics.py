@@ -8,15 +8,13 @@ rows, and nothing is measured twice.
 N answers
 """
 
-import collections
 import functools
-import re
-import string
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mtpt.comparing import exact_match, same, squad_exact_match, token_f1
 from mtpt.config import choose
 
 Texts = Sequence[str]
@@ -36,31 +34,6 @@ def score(name: str, predictions: Texts, references: References) -> float:
     """
     metric = choose('metric', name, METRICS)
     return metric.reduce(metric.measure(predictions, references).sum(0), len(predictions))
-
-
-def normalised(text: str) -> str:
-    """SQuAD's form for comparing: lower case, no punctuation, no articles, single spaces."""
-    text = ''.join(c for c in text.lower() if c not in string.punctuation)
-    return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
-
-
-def same(prediction: str, reference: str) -> float:
-    """1 where the texts agree but for space around them."""
-    return float(prediction.strip() == reference.strip())
-
-
-def exact_match(prediction: str, reference: str) -> float:
-    """1 where the texts agree in SQuAD's form."""
-    return float(normalised(prediction) == normalised(reference))
-
-
-def token_f1(prediction: str, reference: str) -> float:
-    """SQuAD's F1 over the bags of words; two empty answers agree."""
-    said, wanted = normalised(prediction).split(), normalised(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    common = sum((collections.Counter(said) & collections.Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted))
 
 
 def rouge(kind: str, prediction: str, reference: str) -> float:
@@ -115,6 +88,7 @@ def _bleu(total: np.ndarray, count: int) -> float:
 METRICS = dict(
     accuracy=best(same),
     exact_match=best(exact_match),
+    squad_exact_match=best(squad_exact_match),
     token_f1=best(token_f1),
     rouge1=best(functools.partial(rouge, 'rouge1')),
     rouge2=best(functools.partial(rouge, 'rouge2')),

@@ -322,7 +322,7 @@ class _Sandbox(jinja2.sandbox.SandboxedEnvironment):
                         _affordable((weigh(many) + 1) * times)
             elif isinstance(left, str):
                 _check_widths(left)
-                _affordable(weigh(left) + left.count('%') * _largest(right))
+                _affordable(weigh(left) + left.count('%') * _largest(right, '*' in left))
         elif operator == '*' and isinstance(left, int) and isinstance(right, int):
             _bounded(left.bit_length() + right.bit_length())
         return super().call_binop(context, operator, left, right)
@@ -334,7 +334,7 @@ class _Sandbox(jinja2.sandbox.SandboxedEnvironment):
         if isinstance(callee, jinja2.runtime.LoopContext):
             args = (room.each(args[0]), *args[1:])
         elif callee is not _range:
-            room.spend(1 + len(args))
+            room.spend(len(args) + (30 if isinstance(callee, jinja2.runtime.Macro) else 3))
             args = (
                 tuple([_opened(room, arg) for arg in args]) if isinstance(owner, _BUILT) else args
             )
@@ -344,7 +344,7 @@ class _Sandbox(jinja2.sandbox.SandboxedEnvironment):
                 if name.startswith('format'):
                     _check_widths(owner)
                     if re.search(r'{[^}]*{', owner):
-                        _bounded(_largest((*args, *kwargs.values())))
+                        _bounded(_largest((*args, *kwargs.values()), numbers=True))
                 if name == 'join':
                     _check_growth('join', args[0], (owner,))
                 else:
@@ -375,36 +375,38 @@ def _check_widths(text: str) -> None:
         _bounded(int(digits[:12]))
 
 
-def _largest(values: Any) -> int:
-    """The largest of some numbers and of the sizes of some texts and lists."""
+def _largest(values: Any, numbers: bool = False) -> int:
+    """The largest of the sizes of some texts and lists, or also of some numbers (widths)."""
     if isinstance(values, Mapping):
         values = values.values()
     values = values if isinstance(values, _LISTS) else (values,)
     weigh = _ROOM.get().weigh
-    return max((v if isinstance(v, int) else weigh(v) for v in values), default=0)
+    kept = (v for v in values if numbers or not isinstance(v, int))
+    return max((v if isinstance(v, int) else weigh(v) for v in kept), default=0)
 
 
 def _check_growth(name: str, value: Any, args: Sequence[Any]) -> None:
     """Refuses what a filter or a method would make too large, before it does."""
     if name in _WIDTHS:
-        _bounded(_largest([arg for arg in args if isinstance(arg, int)]))
+        _bounded(_largest([arg for arg in args if isinstance(arg, int)], numbers=True))
     elif name == 'join':
         count = len(value) if hasattr(value, '__len__') else 0
         size = 0 if isinstance(value, str) else _ROOM.get().weigh(value)
-        _affordable(size + count * (1 + _largest([a for a in args[:1] if isinstance(a, str)])))
+        _affordable(size + count * (1 + _largest(args[:1])))
     elif name == 'replace' and len(args) > 1:
         text = str(value)
         _affordable(len(text) + text.count(str(args[0])) * len(str(args[1])))
     elif name in ('format', 'format_map', 'xmlattr'):
         text = str(value)
-        _affordable(len(text) + max(text.count('%'), text.count('{')) * _largest(args))
+        marks = max(text.count('%'), text.count('{'))
+        _affordable(len(text) + marks * _largest(args, '*' in text))
     elif name in ('indent', 'expandtabs'):
         text = str(value)
-        _affordable(len(text) + (1 + text.count('\n') + text.count('\t')) * _largest(args))
+        _affordable(
+            len(text) + (1 + text.count('\n') + text.count('\t')) * _largest(args, numbers=True)
+        )
     elif name in ('wordwrap', 'urlize', 'tojson', 'translate'):
-        numbers = name == 'tojson'
-        most = _largest([arg for arg in args if numbers or not isinstance(arg, int)])
-        _affordable(_ROOM.get().weigh(value) * (1 + most))
+        _affordable(_ROOM.get().weigh(value) * (1 + _largest(args, numbers=name == 'tojson')))
 
 
 def _opened(room: _Room, value: Any) -> Any:

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         long_targets='trim',
     )
     config.model = dict(size='mini')
-    config.train = dict(steps=400, seed=0, validate_every=200)
+    config.train = dict(steps=800, seed=0, validate_every=400)
     config.optimizer = dict(
         name='adamw_scale',
         b2=0.98,
@@ -64,5 +64,5 @@ def get_config() -> ConfigDict:
         ),
         datasets=('e2e_nlg', 'gap', 'mnli', 'rte', 'scitail', 'sick', 'wsc'),
     )
-    config.checkpoint = dict(every=200)
+    config.checkpoint = dict(every=400)
     return config

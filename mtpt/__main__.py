@@ -26,12 +26,10 @@ usage: mtpt VERB [--flag=value ...]        mtpt VERB --help lists the flags of a
 """
 
 CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache')
+COMPUTING_VERBS = ('train', 'evaluate', 'generate')
 
 
 def train(args):
-    from mtpt.allocator import keep_freed_memory
-
-    keep_freed_memory()
     from mtpt import run
 
     run.train(args.run, _needed(args.workdir, 'workdir', 'runs/NAME'))
@@ -139,6 +137,10 @@ def main(argv: list[str]) -> int:
             raise UserError(f'no verb {verb!r}; {nearest(verb, VERBS)}')
         from mtpt import flags
 
+        if verb in COMPUTING_VERBS:
+            from mtpt.allocator import keep_freed_memory
+
+            keep_freed_memory()
         args = flags.parse(verb, argv[1:], with_config=verb in CONFIG_VERBS)
         if args is None:
             return 0

@@ -383,9 +383,10 @@ def test_prompts_are_summed_up_to_tasks_and_tasks_to_averages():
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
     console.print(table.table(rows))
     shown, lines = console.export_text(), table.markdown(rows, prompts=False).splitlines()
-    assert 'a|b 75%' in shown and 'mean of 3' in shown and 'above chance' in shown
+    assert 'mean of 3' in shown and 'above chance' in shown
     assert any('| xa |' in line and 'median 0.600' in line for line in lines)
-    assert all(line.replace('\\|', '').count('|') == 12 for line in lines if line.startswith('|'))
+    assert any('a\\|b 75%' in line for line in lines)
+    assert all(line.replace('\\|', '').count('|') == 11 for line in lines if line.startswith('|'))
     assert not any('| p0 |' in line for line in lines)
 
 

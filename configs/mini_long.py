@@ -2,7 +2,8 @@
 
 mtpt train --config=mini_long --workdir=runs/mini_long
 
-Hardware: 2 CPU cores, under 3 GB of memory; no network, no download.
+Hardware: 2 CPU cores, under 3 GB of memory; no network, no download. About half an hour.
+Reached with seed 0: trained tasks 1.000, new wordings 0.996, new tasks 0.909 (chance 0.407).
 """
 
 from ml_collections import ConfigDict

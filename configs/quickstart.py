@@ -2,7 +2,9 @@
 
 mtpt train --config=quickstart --workdir=runs/quickstart
 
-Hardware: 2 CPU cores, under 3 GB of memory; no network, no download.
+Hardware: 2 CPU cores, under 3 GB of memory; no network, no download. About 5 minutes.
+Reached over three seeds: trained tasks 0.965, new wordings 0.957 (chance 0.373), new tasks 0.753
+(chance 0.407); span corruption alone 0.361, 0.378 and 0.397.
 """
 
 from ml_collections import ConfigDict

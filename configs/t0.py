@@ -10,8 +10,8 @@ template), so the cap is set to their size. CB, ANLI, COPA, WSC, HellaSwag and W
 on a few dozen to a few hundred rows of their training splits: no numbers to compare with published
 ones.
 
-Hardware: 2 CPU cores; about ten minutes. It is the smallest run that goes all the way. Reached: 0.386
-with chance at 0.408; T0 itself starts from 11 billion pretrained parameters.
+Hardware: 2 CPU cores; about ten minutes. It is the smallest run that goes all the way: it reached
+0.386 with chance at 0.408; T0 itself starts from 11 billion pretrained parameters.
 """
 
 import os

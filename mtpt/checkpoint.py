@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,9 @@ class Checkpoints:
         # What goes wrong in Orbax is raised and said in one sentence: its own log adds nothing.
         logging.getLogger('absl').addFilter(_unless_orbax)
         handlers = dict(params=arrays(), optimizer=arrays(), position=json(), provenance=json())
+        if not read_only and jax.process_index() == 0:
+            for left in self.folder.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(left, ignore_errors=True)
         with self._explained('cannot be opened'):
             options = _options(cfg, read_only)
             self._manager = ocp.CheckpointManager(
@@ -269,7 +273,8 @@ def _options(cfg: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOpt
         best_fn=score,
         best_mode='max' if cfg.higher_is_better else 'min',
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=not read_only,
+        # Ours, before the manager opens: its own runs beside the first save, and gets in its way.
+        cleanup_tmp_directories=False,
         read_only=read_only,
         create=not read_only,
     )

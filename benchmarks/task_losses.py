@@ -33,14 +33,14 @@ def measure(M: int, devices: int, steps: int) -> dict[str, float]:
     import numpy as np
 
     from mtpt.mesh import MeshConfig, make_mesh, place
-    from mtpt.model import encoder_decoder
+    from mtpt.model import functional
     from mtpt.model.config import ModelConfig, resolve
     from mtpt.train import step as steps_of
     from mtpt.train.optimizer import OptimizerConfig, make_optimizer
     from mtpt.train.state import new_state
 
     cfg = resolve(ModelConfig(size='mini'), 2304)
-    tx = make_optimizer(OptimizerConfig(), encoder_decoder.dims(cfg), 1000)
+    tx = make_optimizer(OptimizerConfig(), functional.dims(cfg), 1000)
     mesh = make_mesh(MeshConfig(data=devices))
     loss = dict(z_loss=1e-4, label_smoothing=0.0, loss_normalizing_factor='tokens')
     kinds, seconds = {'by task': steps_of.task_sums, 'one loss': whole_batch}, {}

@@ -97,7 +97,7 @@ def ours(size, V, dtype, model, batch):
     from test_parity import from_hugging_face
 
     from mtpt.mesh import make_mesh, place
-    from mtpt.model import encoder_decoder
+    from mtpt.model import functional
     from mtpt.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
     from mtpt.train.state import TrainState, new_state
     from mtpt.train.step import make_train_step
@@ -105,7 +105,7 @@ def ours(size, V, dtype, model, batch):
     cfg = config(size, V, dtype)
     schedule = ScheduleConfig(name='constant', rate=RATE)
     optimizer = OptimizerConfig(name='adamw', schedule=schedule, **ADAMW)
-    tx = make_optimizer(optimizer, encoder_decoder.dims(cfg), 1000)
+    tx = make_optimizer(optimizer, functional.dims(cfg), 1000)
     weights = {name: x.detach().numpy() for name, x in model.state_dict().items()}
     jax.set_mesh(make_mesh())
     fresh = new_state(cfg, tx, 0)

@@ -8,6 +8,7 @@ error at trace time.
 A accumulation  B rows of the batch  S encoder positions  T decoder positions  G segments of a row
 M tasks  D model width  H heads  K head width  F hidden width  V vocabulary  N layers of a stack
 U relative-position buckets  E experts  C capacity slots  O answer choices  R row groups
+J key/value heads  I query heads that share one  X width of a task's representation
 """
 
 import dataclasses
@@ -114,6 +115,11 @@ def _fit(cfg: MeshConfig, available: int) -> tuple[int, ...]:
 
 def _spell(sizes: Sequence[int]) -> str:
     return ','.join(f'{axis}={size}' for axis, size in zip(AXES, sizes) if size != 1) or 'data=1'
+
+
+def axis_size(axis: str) -> int:
+    """The size of an axis of the mesh that is set."""
+    return dict(jax.sharding.get_abstract_mesh().shape)[axis]
 
 
 def require_mesh() -> None:

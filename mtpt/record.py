@@ -16,7 +16,7 @@ from mtpt.data.loader import Loader, realised_shares
 from mtpt.data.manifest import Manifest
 from mtpt.files import write
 from mtpt.log import read_metrics
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.model.config import ModelConfig
 from mtpt.settings import Run
 from mtpt.versions import installed
@@ -100,7 +100,7 @@ def write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: 
 
 def _shapes(model_cfg: ModelConfig, mesh: Any) -> Any:
     with jax.set_mesh(mesh):
-        return jax.eval_shape(lambda: encoder_decoder.init(model_cfg, jax.random.key(0)))
+        return jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))
 
 
 def _now() -> str:

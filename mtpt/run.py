@@ -31,7 +31,7 @@ from mtpt.data.stream import stream
 from mtpt.evaluate.generate import generate as generate_ids
 from mtpt.exams import Exams, averages
 from mtpt.log import Writer, read_metrics
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.prepare import ExamPlan
 from mtpt.settings import Run, overridden
@@ -68,7 +68,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     model_cfg = resolve(run.model, vocabulary.padded_size)
     mesh = meshes.make_mesh(run.mesh)
     _check_mesh(run, model_cfg, mesh)
-    dims = encoder_decoder.dims(model_cfg)
+    dims = functional.dims(model_cfg)
     tx = make_optimizer(run.optimizer, dims, run.train.steps, run.init_from.step_offset)
     checkpoints = Checkpoints(workdir, run.checkpoint)
     rows = _rows_from(run.init_from, vocabulary)
@@ -275,7 +275,7 @@ def _restored(run: Run, workdir: pathlib.Path, step: int | None):
     model_cfg = resolve(run.model, vocabulary.padded_size)
     mesh = meshes.make_mesh(run.mesh)
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: encoder_decoder.init(model_cfg, jax.random.key(0)))
+        shapes = jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)

@@ -7,8 +7,8 @@ import pytest
 
 from mtpt.mesh import MeshConfig, make_mesh, rows, weight
 from mtpt.model.config import ModelConfig, resolve
-from mtpt.model.decode import greedy, log_probs, start, step
-from mtpt.model.encoder_decoder import decode, dims, encode, init
+from mtpt.model.decode import greedy, log_probs
+from mtpt.model.functional import decode, dims, encode, init, start, step
 
 V, S, T = 24, 10, 7
 CFG = resolve(ModelConfig(size='micro', decoder_layers=2, tied=False), V)
@@ -36,9 +36,9 @@ def full(mesh):
 
     def run(params, out_BT):
         segments_BS = rows((INPUTS_BS > 0).astype(np.int32))
-        x_BSD = encode(CFG, params, INPUTS_BS, segments_BS)
+        encoded = encode(CFG, params, INPUTS_BS, segments_BS)
         before_BT = jnp.pad(out_BT, ((0, 0), (1, 0)))[:, :-1]
-        return decode(CFG, params, x_BSD, segments_BS, before_BT, jnp.ones_like(out_BT))
+        return decode(CFG, params, encoded, before_BT, jnp.ones_like(out_BT))
 
     return jax.jit(run)
 
@@ -54,8 +54,7 @@ def test_a_cached_step_equals_the_full_forward(params, full):
     @jax.jit
     def steps(params, out_BT):
         segments_BS = rows((INPUTS_BS > 0).astype(np.int32))
-        x_BSD = encode(CFG, params, INPUTS_BS, segments_BS)
-        cache = start(CFG, params, x_BSD, segments_BS, T)
+        cache = start(CFG, params, encode(CFG, params, INPUTS_BS, segments_BS), T)
 
         def one(cache, tokens_B):
             logits_BV, cache = step(CFG, params, cache, tokens_B)

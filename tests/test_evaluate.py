@@ -18,7 +18,7 @@ from mtpt.evaluate.generate import generate
 from mtpt.evaluate.rank_classification import NORMALISATIONS, predict, scores
 from mtpt.evaluate.run import EvaluateConfig, empty_input, evaluate, limits, save
 from mtpt.mesh import MeshConfig, make_mesh
-from mtpt.model import decode, encoder_decoder
+from mtpt.model import decode, functional
 from mtpt.model.config import ModelConfig, resolve
 
 CFG = resolve(ModelConfig(size='micro'), V=128)
@@ -44,7 +44,7 @@ def mesh():
 @functools.cache
 def model():
     with jax.set_mesh(mesh()):
-        params = jax.jit(encoder_decoder.init, static_argnums=0)(CFG, jax.random.key(0))
+        params = jax.jit(functional.init, static_argnums=0)(CFG, jax.random.key(0))
         # Wider than at the start, so that choices differ by far more than rounding.
         return jax.tree.map(lambda x: 1.3 * x, params)
 
@@ -101,7 +101,7 @@ def logits_of(inputs, target):
         decoder_segment_ids=padded([[1] * len(target)], 40),
     )
     with jax.set_mesh(mesh()):
-        logits = jax.jit(encoder_decoder.apply, static_argnums=0)(CFG, model(), batch)[0][0]
+        logits = jax.jit(functional.apply, static_argnums=0)(CFG, model(), batch)[0][0]
     return np.asarray(logits, np.float64)[: len(target)]
 
 
@@ -222,7 +222,7 @@ def test_scores_and_answers_are_the_same_on_a_mesh_of_eight():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         specs = jax.tree.map(
             lambda x: x.sharding,
-            jax.eval_shape(lambda: encoder_decoder.init(CFG, jax.random.key(0))),
+            jax.eval_shape(lambda: functional.init(CFG, jax.random.key(0))),
         )
         params = jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s.spec), model(), specs)
         split = scores(CFG, params, some, 512)

@@ -21,7 +21,7 @@ from mtpt.mesh import (
 )
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.model.decode import log_probs
-from mtpt.model.encoder_decoder import apply, dims, init
+from mtpt.model.functional import apply, dims, init
 
 # Laws are about numbers, not speed: half of the time to compile.
 jit = partial(jax.jit, compiler_options=dict(xla_backend_optimization_level=0))

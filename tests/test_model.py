@@ -11,11 +11,13 @@ import pytest
 from mtpt import trees
 from mtpt.config import UserError
 from mtpt.mesh import AXES, act, make_mesh, rows, weight
-from mtpt.model.attention import bucket, relative_bias, same_segment
+from mtpt.model.blocks import Memory
 from mtpt.model.config import REMAT, SIZES, ModelConfig, resolve
 from mtpt.model.decode import log_probs
-from mtpt.model.encoder_decoder import apply, decode, dims, encode, init, module
+from mtpt.model.functional import apply, decode, dims, encode, init, module
 from mtpt.model.layers import dropout
+from mtpt.model.positions import bucket, relative_bias, same_segment
+from mtpt.model.task_routing import of_tokens
 
 # Laws are about numbers, not speed: half of the time to compile.
 jit = partial(jax.jit, compiler_options=dict(xla_backend_optimization_level=0))
@@ -95,8 +97,9 @@ def test_nothing_flows_from_the_future(params):
     one_BT = rows(jnp.ones((1, 8), jnp.int32))
 
     def seen_at(y_BTD, t):
-        memory = x_BSD, same_segment(one_BT, one_BT)
-        z_BTD = module(CFG, params).decoder(y_BTD, one_BT, memory)
+        decoder = module(CFG, params).decoder
+        memory = Memory(x_BSD, same_segment(one_BT, one_BT))
+        z_BTD, _ = decoder(y_BTD, decoder.view(one_BT, of_tokens(one_BT, None)), memory)
         return jnp.sum(z_BTD * (jnp.arange(8) == t)[:, None] * jnp.arange(CFG.D))
 
     flows_BTD = np.abs(jit(jax.grad(seen_at))(y_BTD, 3))
@@ -107,9 +110,9 @@ def test_nothing_flows_from_the_future(params):
 def test_decode_after_encode_is_apply(params, forward):
     batch = rows_of([draw(np.random.default_rng(3), 6, 4)], 8, 5, packed=False)
     tokens, segments = batch['encoder_input_tokens'], batch['encoder_segment_ids']
-    x_BSD = jit(partial(encode, CFG))(params, tokens, segments)
+    encoded = jit(partial(encode, CFG))(params, tokens, segments)
     logits = jit(partial(decode, CFG))(
-        params, x_BSD, segments, batch['decoder_input_tokens'], batch['decoder_segment_ids']
+        params, encoded, batch['decoder_input_tokens'], batch['decoder_segment_ids']
     )
     np.testing.assert_allclose(logits, forward(params, batch), atol=1e-5)
 
@@ -195,7 +198,7 @@ def test_what_is_recomputed_changes_no_gradient(params):
         cfg = dataclasses.replace(CFG, remat=policy)
 
         def energy(params, cfg=cfg):
-            return jnp.mean(encode(cfg, params, tokens_BS, np.ones_like(tokens_BS)) ** 3)
+            return jnp.mean(encode(cfg, params, tokens_BS, np.ones_like(tokens_BS)).x_BSD ** 3)
 
         results.append(jit(jax.grad(energy))(params))
     for grads in results[1:]:

@@ -16,7 +16,7 @@ from mtpt import trees
 from mtpt.mesh import make_mesh
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.model.decode import greedy, log_probs
-from mtpt.model.encoder_decoder import apply, dims
+from mtpt.model.functional import apply, dims
 
 REFERENCE = pathlib.Path(__file__).parent / 'data' / 't5_v1_1_reference.npz'
 SIZES = dict(V=40, D=16, H=2, K=8, F=24, encoder_layers=2, decoder_layers=2)

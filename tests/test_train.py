@@ -20,7 +20,7 @@ from mtpt.checkpoint import CheckpointConfig, Checkpoints
 from mtpt.config import UserError
 from mtpt.log import LogConfig, Writer, read_metrics, trim
 from mtpt.mesh import MeshConfig, act, make_mesh, place
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.train.host import Prefetch
 from mtpt.train.loop import Interrupted, TrainConfig, begin, fit
@@ -77,7 +77,7 @@ def mesh():
 def optimizer(name='adamw'):
     schedule = ScheduleConfig(name='linear', rate=RATE[name], warmup=2)
     return make_optimizer(
-        OptimizerConfig(name=name, schedule=schedule, clip=1.0), encoder_decoder.dims(MODEL), 150
+        OptimizerConfig(name=name, schedule=schedule, clip=1.0), functional.dims(MODEL), 150
     )
 
 
@@ -315,7 +315,7 @@ def test_validation_is_measured_by_task_on_the_same_batches(tmp_path):
 
 def test_a_run_starts_from_the_parameters_of_another(tmp_path):
     trained, _ = train(tmp_path, 2)
-    dims, old = encoder_decoder.dims(MODEL), flatten(trained.params)
+    dims, old = functional.dims(MODEL), flatten(trained.params)
     larger = resolve(
         ModelConfig(D=16, H=2, K=8, F=32, encoder_layers=1, decoder_layers=1, tied=True), 128
     )

@@ -20,7 +20,7 @@ from mtpt.config import UserError
 from mtpt.evaluate import batches
 from mtpt.mesh import act
 from mtpt.model.decode import log_probs
-from mtpt.model.encoder_decoder import decode, encode
+from mtpt.model.functional import decode, encode
 
 Item = tuple[Sequence[int], Sequence[Sequence[int]]]  # input ids, the ids of each choice with EOS
 Progress = Callable[[int], None]
@@ -44,15 +44,14 @@ def log_likelihood(cfg, params, inputs_BS, segments_BS, row_Q, targets_QT, real_
       targets_QT: token ids of the choices, EOS included.
       real_QT: 1 on the tokens of a choice, 0 on padding.
     """
-    x_BSD = encode(cfg, params, inputs_BS, segments_BS)
+    encoded = encode(cfg, params, inputs_BS, segments_BS)
 
-    @functools.partial(jax.shard_map, out_specs=(act('BSD'), act('BS')))
-    def share(x_BSD, segments_BS, row_Q):
-        return x_BSD[row_Q], segments_BS[row_Q]
+    @functools.partial(jax.shard_map, out_specs=act('B'))
+    def share(encoded, row_Q):
+        return jax.tree.map(lambda x: x[row_Q], encoded)
 
-    x_QSD, segments_QS = share(x_BSD, segments_BS, row_Q)
     before_QT = jnp.pad(targets_QT, ((0, 0), (1, 0)))[:, :-1]
-    logits_QTV = decode(cfg, params, x_QSD, segments_QS, before_QT, real_QT)
+    logits_QTV = decode(cfg, params, share(encoded, row_Q), before_QT, real_QT)
     log_p_QT = log_probs(logits_QTV, targets_QT)
     return jax.reshard(jnp.sum(jnp.where(real_QT > 0, log_p_QT, 0), -1), jax.P())
 

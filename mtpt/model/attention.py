@@ -1,103 +1,90 @@
-"""Attention as T5 has it: a learnt bias by distance, no division by the root of the head width.
+"""Attention as T5 has it, with no division by the root of the head width, in all its variants.
 
-B row  T query position  S key position  L distance  D model width  H heads  K head width  U buckets
+B row  T query position  S key position  D model width  H heads  J key/value heads
+I query heads that share a key/value head  K head width
 """
-
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from mtpt.mesh import einsum, weight
-from mtpt.model.config import ModelConfig
-from mtpt.model.layers import dropout, param
+from mtpt.mesh import act, axis_size, einsum
+from mtpt.model.config import AttentionConfig, ModelConfig
+from mtpt.model.layers import Aux, dropout, param
+from mtpt.model.positions import rotate
 
 MASKED = -1e9
 
-
-def bucket(distance: np.ndarray, both_ways: bool, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance (key position minus query position).
-
-    Half of the buckets hold one distance each, the rest widen by a constant factor up to
-    `max_distance`, and the last takes all beyond. Seen both ways, past and future have half of the
-    buckets each (T5, section 2.1).
-    """
-    distance = np.asarray(distance)
-    first = np.zeros_like(distance)
-    if both_ways:
-        buckets //= 2
-        first = np.where(distance > 0, buckets, 0)
-        distance = np.abs(distance)
-    else:
-        distance = np.maximum(-distance, 0)
-    exact = buckets // 2
-    # float32, in T5's order of operations: the edges of the wide buckets hang on the rounding.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
-    ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
-    wide = np.minimum(exact + ratio.astype(np.int64), buckets - 1)
-    return first + np.where(distance < exact, distance, wide)
-
-
-def bias_table(cfg: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
-    """What each head adds to a score in each bucket: one table, shared by the layers of a stack."""
-    bound = math.sqrt(6 / (cfg.buckets + cfg.H))
-    shape, sharding = (cfg.buckets, cfg.H), weight('UH')
-    value = jax.random.uniform(
-        rngs.params(), shape, minval=-bound, maxval=bound, out_sharding=sharding
-    )
-    return nnx.Param(value, dims='UH')
-
-
-def relative_bias(cfg: ModelConfig, table_UH: Any, T: int, S: int, both_ways: bool) -> jax.Array:
-    """The bias [1, H, T, S] of positions 0..T-1 towards 0..S-1, in float32.
-
-    Computed by distance and then laid out by shifting rows, so that the gradient is a sum and not a
-    scatter of T x S entries. Rows may be packed: within a segment only differences count.
-    """
-    L = T + S - 1
-    buckets_L = bucket(np.arange(L) - (T - 1), both_ways, cfg.buckets, cfg.max_distance)
-    hot_LU = jnp.asarray(np.eye(cfg.buckets, dtype=np.float32)[buckets_L])
-    bias_HL = jnp.pad(einsum('LU,UH->HL', hot_LU, table_UH), ((0, 0), (0, 1)))
-    # A row of L + 1 entries, repeated T times and read again in rows of L, moves by one a row.
-    bias_HTL = jnp.broadcast_to(bias_HL[:, None], (cfg.H, T, L + 1))
-    bias_HTL = bias_HTL.reshape(cfg.H, T * (L + 1))[:, : T * L].reshape(cfg.H, T, L)
-    return bias_HTL[None, :, :, T - 1 :]
-
-
-def same_segment(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
-    """A mask [B, 1, T, S] that lets a position see its own segment (padding sees padding)."""
-    return (query_BT[:, :, None] == key_BS[:, None, :])[:, None]
-
-
-def causal(T: int) -> np.ndarray:
-    """A mask [1, 1, T, T] that hides the future."""
-    return np.tril(np.ones((T, T), bool))[None, None]
+KeysValues = tuple[jax.Array, jax.Array]  # [B, S, J, K] each
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; the query's initialiser holds the division that the scores lack."""
+    """Multi-head attention, or with fewer heads of keys and values, or with routed heads.
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.rate = cfg.dropout
+    The query's initialiser holds the division that the scores lack. With `keys=False` it has no
+    keys and values of its own: a layer before it hands over its own (CLA).
+    """
+
+    def __init__(self, cfg: ModelConfig, own: AttentionConfig, rngs: nnx.Rngs, keys: bool = True):
+        self.cfg, self.own = cfg, own
         self.q = param(rngs, 'DHK', cfg, (cfg.D * cfg.K) ** -0.5)
-        self.k = param(rngs, 'DHK', cfg, cfg.D**-0.5)
-        self.v = param(rngs, 'DHK', cfg, cfg.D**-0.5)
+        if keys:
+            J = own.kv_heads or cfg.H
+            dims = 'DHK' if J == cfg.H else 'DJK'
+            self.k = param(rngs, dims, cfg, cfg.D**-0.5, J=J)
+            self.v = param(rngs, dims, cfg, cfg.D**-0.5, J=J)
         self.o = param(rngs, 'HKD', cfg, (cfg.H * cfg.K) ** -0.5)
 
-    def keys_values(self, y_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [B, S, H, K] of the positions that are attended to."""
-        return einsum('BSD,DHK->BSHK', y_BSD, self.k), einsum('BSD,DHK->BSHK', y_BSD, self.v)
+    def keys_values(self, y_BSD: jax.Array, positions: jax.Array | None = None) -> KeysValues:
+        """Keys and values of the positions that are attended to, rotated where positions are."""
+        H = 'H' if self.k.shape[1] == self.cfg.H else 'J'
+        k_BSJK = einsum(f'BSD,D{H}K->BS{H}K', y_BSD, self.k)
+        v_BSJK = einsum(f'BSD,D{H}K->BS{H}K', y_BSD, self.v)
+        return k_BSJK if positions is None else rotate(k_BSJK, positions), v_BSJK
 
-    def __call__(self, x_BTD, keys_values, bias_1HTS, mask_B1TS, key=None) -> jax.Array:
-        k_BSHK, v_BSHK = keys_values
+    def __call__(
+        self, x_BTD, keys_values, bias_1HTS, mask_B1TS, positions=None, key=None
+    ) -> tuple[jax.Array, Aux]:
+        """What each position gathers, and figures to report."""
         q_BTHK = einsum('BTD,DHK->BTHK', x_BTD, self.q)
-        scores_BHTS = einsum('BTHK,BSHK->BHTS', q_BTHK, k_BSHK).astype(jnp.float32)
-        if bias_1HTS is not None:
-            scores_BHTS = scores_BHTS + bias_1HTS
-        scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
-        p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(x_BTD.dtype)
-        p_BHTS = dropout(p_BHTS, 'BHTS', self.rate, key)
-        return einsum('BTHK,HKD->BTD', einsum('BHTS,BSHK->BTHK', p_BHTS, v_BSHK), self.o)
+        if positions is not None:
+            q_BTHK = rotate(q_BTHK, positions)
+        if self.cfg.kernel == 'cudnn':
+            y_BTHK = _fused(q_BTHK, *keys_values, bias_1HTS, mask_B1TS)
+        else:
+            y_BTHK = _attend(q_BTHK, *keys_values, bias_1HTS, mask_B1TS, self.cfg.dropout, key)
+        return einsum('BTHK,HKD->BTD', y_BTHK, self.o), {}
+
+
+def _attend(q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS, rate, key):
+    H, J = q_BTHK.shape[2], k_BSJK.shape[2]
+    if J < H and axis_size('tensor') > 1:  # heads are split and keys are not: each takes its copy
+        k_BSJK, v_BSJK = (_spread(x, H // J) for x in (k_BSJK, v_BSJK))
+        J = H
+    if J == H:
+        scores_BHTS = einsum('BTHK,BSHK->BHTS', q_BTHK, k_BSJK).astype(jnp.float32)
+    else:
+        q_BTJIK = q_BTHK.reshape(*q_BTHK.shape[:2], J, H // J, -1)
+        scores_BJITS = einsum('BTJIK,BSJK->BJITS', q_BTJIK, k_BSJK).astype(jnp.float32)
+        scores_BHTS = scores_BJITS.reshape(-1, H, *scores_BJITS.shape[3:])
+    if bias_1HTS is not None:
+        scores_BHTS = scores_BHTS + bias_1HTS
+    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
+    p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(q_BTHK.dtype)
+    p_BHTS = dropout(p_BHTS, 'BHTS', rate, key)
+    if J == H:
+        return einsum('BHTS,BSHK->BTHK', p_BHTS, v_BSJK)
+    p_BJITS = p_BHTS.reshape(-1, J, H // J, *p_BHTS.shape[2:])
+    return einsum('BJITS,BSJK->BTJIK', p_BJITS, v_BSJK).reshape(q_BTHK.shape)
+
+
+def _spread(x_BSJK: jax.Array, I: int) -> jax.Array:
+    return jax.reshard(jnp.repeat(x_BSJK, I, axis=2), act('BSHK'))
+
+
+def _fused(q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS):
+    """cuDNN's attention: one kernel, which keeps no scores; bfloat16 on a GPU."""
+    bias_1HTS = None if bias_1HTS is None else bias_1HTS.astype(q_BTHK.dtype)
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS, scale=1.0, implementation='cudnn'
+    )

@@ -1,64 +1,174 @@
-"""What a model is: its letters, its sizes by name, its precision.
+"""What a model is: its letters, and a field for every way in which its layers can differ.
 
-V vocabulary  D model width  H heads  K head width  F hidden width
+V vocabulary  D model width  H heads  J key/value heads  K head width  F hidden width
+N layers of a stack  E experts  M tasks  X width of a task's representation
 """
 
 import dataclasses
 from typing import Any
 
 from mtpt.config import UserError, choose
+from mtpt.model.sizes import SIZES
 
 DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A T5 1.1 encoder-decoder.
+class AttentionConfig:
+    """How the attention of one place (encoder, decoder, cross) makes its heads.
 
-    `size` names a line of `SIZES`; a letter that is 0 (and `tied` that is None) is taken from that
-    line, any other overrides it. `V` comes from the vocabulary. `resolve` fills them in.
+    kv_heads: heads of keys and values, which groups of query heads share (GQA, 2305.13245); 1 is
+      multi-query attention (1911.02150); 0 as many as query heads.
+    kv_layers: so many neighbouring layers use the keys and values of the first of them (CLA,
+      2405.12981).
+    routed_heads: of the heads, the last so many are experts (MoH, 2410.11842); 0 turns it off.
+    top_heads: how many of the routed heads a position uses.
+    head_router: 'learnt', a router of its own (MoH, section 3), or 'query', by the norm of each
+      head's query, with no weights: for going on from a multi-head checkpoint (section 4.3).
+    head_balance: the weight of the load-balance loss of the routed heads.
+    """
+
+    kv_heads: int = 0
+    kv_layers: int = 1
+    routed_heads: int = 0
+    top_heads: int = 0
+    head_router: str = 'learnt'
+    head_balance: float = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+    """The sparse layers: how many experts, in which layers, and who goes where.
+
+    E: routed experts of a sparse layer; 0 is a dense model.
+    F: hidden width of an expert; 0: the model's.
+    encoder, decoder: which layers are sparse: every so many (2: the second, the fourth, ...; 0:
+      none), or a tuple of layers counted from 0.
+    encoder_router, decoder_router: how tokens find experts (`moe.ROUTERS`).
+    top_k: experts a token.
+    normalise: whether the gates of the chosen experts are scaled to sum to 1 (ST-MoE).
+    dispatch: 'capacity', where an expert takes a bounded number of tokens and drops the rest, or
+      'dropless'.
+    capacity, eval_capacity: slots of an expert, as a multiple of an even share of the tokens.
+    group: tokens that share the slots of an expert; 0: all of a device's.
+    shared: experts that take every token, beside the routed ones.
+    balance, z_loss: weights of the load-balance loss (2101.03961, 2.2) and of the router z-loss
+      (2202.08906, 3.2).
+    jitter: the router's input is multiplied by uniform noise of 1 - jitter to 1 + jitter.
+    prioritised: slots go to the tokens of the highest gates first (2106.05974; encoder only).
+    X: width of a task's representation, for the routers that know the task.
+    task_from: what a task's representation is made of: 'id', 'prompt' or 'both'.
+    task_choice: how 'task' routes a whole task: 'soft', 'gumbel' or 'hard'.
+    temperature: of task-level routing.
+    experts_of: for 'enforced', entries such as 'summarization=2': a family, data set or task, and
+      its expert; '*=0' for all others.
+    expert_of_task: what `experts_of` says for each task id (0 first); filled in by `resolve`.
+    """
+
+    E: int = 0
+    F: int = 0
+    encoder: int | tuple[int, ...] = 2
+    decoder: int | tuple[int, ...] = 2
+    encoder_router: str = 'top_k'
+    decoder_router: str = 'top_k'
+    top_k: int = 1
+    normalise: bool = False
+    dispatch: str = 'capacity'
+    capacity: float = 1.25
+    eval_capacity: float = 2.0
+    group: int = 0
+    shared: int = 0
+    balance: float = 1e-2
+    z_loss: float = 1e-3
+    jitter: float = 0.0
+    prioritised: bool = False
+    X: int = 64
+    task_from: str = 'both'
+    task_choice: str = 'gumbel'
+    temperature: float = 1.0
+    experts_of: tuple[str, ...] = ()
+    expert_of_task: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model of the T5 family, dense or sparse.
+
+    `size` names a line of `SIZES`; a field that is 0, '' or None (and `moe` as long as it says
+    nothing) is taken from that line, any other overrides it. `V` comes from the vocabulary, `M`
+    from the table of tasks. `resolve` fills them in.
+
+    kind: 'encoder_decoder', or 'prefix_lm', one stack that reads inputs and then targets.
+    mlp: the hidden layer's activation (`layers.MLPS`): T5 1.0 has 'relu', 1.1 'geglu', UL2 'swiglu'.
+    positions: 'relative' (T5's learnt bias), 'rope' (2104.09864) or 'none'.
+    kernel: how attention is computed: 'xla', or 'cudnn' (GPU, bfloat16).
+    scan: whether the layers of a stack are compiled once and scanned over, or one by one.
     """
 
     size: str = 'mini'
+    kind: str = 'encoder_decoder'
     V: int = 0
+    M: int = 0
     D: int = 0
     H: int = 0
     K: int = 0
     F: int = 0
     encoder_layers: int = 0
     decoder_layers: int = 0
+    mlp: str = ''
+    positions: str = 'relative'
     buckets: int = 32
     max_distance: int = 128
+    encoder_attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    decoder_attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    cross_attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    moe: MoeConfig = dataclasses.field(default_factory=MoeConfig)
     dropout: float = 0.0
     tied: bool | None = None
     dtype: str = 'float32'
     remat: str = 'full'
+    kernel: str = 'xla'
+    scan: bool = True
 
     @property
     def letters(self) -> dict[str, int]:
         """The sizes of the dimensions that weights have, by letter."""
-        return dict(V=self.V, D=self.D, H=self.H, K=self.K, F=self.F, U=self.buckets)
+        own = dict(V=self.V, D=self.D, H=self.H, K=self.K, F=self.F, U=self.buckets)
+        return own | dict(E=self.moe.E, M=self.M + 1, X=self.moe.X)
 
 
-def resolve(cfg: ModelConfig, V: int = 0) -> ModelConfig:
-    """Fills in what the size and the vocabulary determine, and checks the rest.
+def resolve(cfg: ModelConfig, V: int = 0, M: int = 0) -> ModelConfig:
+    """Fills in what the size, the vocabulary and the tasks determine, and checks the rest.
+
+    Args:
+      cfg: a config, resolved or not.
+      V: ids of the vocabulary, sentinels and padding included.
+      M: tasks of the run's table; their ids are 1 to M.
 
     Raises:
-      UserError: an unknown size, dtype or remat policy, a missing vocabulary, a value out of range.
+      UserError: an unknown name, a missing vocabulary, a value out of range, fields that do not go
+        together.
     """
     line = choose('model size', cfg.size, SIZES)
     filled: dict[str, Any] = {k: v for k, v in line.items() if not getattr(cfg, k)}
     if cfg.tied is not None:
         filled.pop('tied', None)
-    cfg = dataclasses.replace(cfg, V=cfg.V or V, **filled)
+    filled['V'] = cfg.V or V or line.get('V', 0)
+    if cfg.moe == MoeConfig() and 'moe' in line:
+        filled['moe'] = MoeConfig(**line['moe'])
+    cfg = dataclasses.replace(cfg, **filled, M=cfg.M or M)
+    if cfg.moe.E and not cfg.moe.F:
+        cfg = dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, F=cfg.F))
     _check(cfg)
     return cfg
 
 
 def _check(cfg: ModelConfig) -> None:
-    for name in ('V', 'D', 'H', 'K', 'F', 'encoder_layers', 'decoder_layers'):
+    for name in ('V', 'D', 'H', 'K', 'F', 'decoder_layers'):
         if getattr(cfg, name) < 1:
             raise UserError(f'model.{name}={getattr(cfg, name)} must be at least 1')
+    if cfg.kind != 'prefix_lm' and cfg.encoder_layers < 1:
+        raise UserError(f'model.encoder_layers={cfg.encoder_layers} must be at least 1')
     if cfg.buckets < 4 or cfg.buckets % 4:
         raise UserError(f'model.buckets={cfg.buckets} must be a multiple of 4, at least 4')
     if cfg.max_distance <= cfg.buckets // 2:
@@ -72,24 +182,89 @@ def _check(cfg: ModelConfig) -> None:
         raise UserError("model.dtype='float16' overflows in T5; use 'bfloat16' or 'float32'")
     choose('compute dtype', cfg.dtype, dict.fromkeys(DTYPES))
     choose('remat policy', cfg.remat, REMAT)
+    choose('model kind', cfg.kind, dict.fromkeys(KINDS))
+    choose('mlp', cfg.mlp, dict.fromkeys(MLPS))
+    choose('position scheme', cfg.positions, dict.fromkeys(POSITIONS))
+    choose('attention kernel', cfg.kernel, dict.fromkeys(KERNELS))
+    if cfg.kernel == 'cudnn' and cfg.dtype != 'bfloat16':
+        raise UserError(
+            f"model.kernel='cudnn' computes in bfloat16 and model.dtype={cfg.dtype!r}; set "
+            "model.dtype='bfloat16', or model.kernel='xla'"
+        )
+    if cfg.positions == 'rope' and cfg.K % 2:
+        raise UserError(f"model.K={cfg.K} must be even for model.positions='rope'")
+    for place in ('encoder', 'decoder', 'cross'):
+        _check_attention(cfg, place)
+    if cfg.moe.E:
+        _check_moe(cfg)
 
 
-def _size(
-    D: int, H: int, K: int, F: int, layers: tuple[int, int], tied: bool = False
-) -> dict[str, Any]:
-    return dict(D=D, H=H, K=K, F=F, encoder_layers=layers[0], decoder_layers=layers[1], tied=tied)
+def _check_attention(cfg: ModelConfig, place: str) -> None:
+    attention, where = getattr(cfg, f'{place}_attention'), f'model.{place}_attention'
+    J, routed, top = attention.kv_heads, attention.routed_heads, attention.top_heads
+    if J < 0 or cfg.H % (J or 1):
+        raise UserError(
+            f'{where}.kv_heads={J} does not divide the H={cfg.H} heads into groups; choose a '
+            f'divisor of {cfg.H}'
+        )
+    if attention.kv_layers < 1:
+        raise UserError(f'{where}.kv_layers={attention.kv_layers} must be at least 1')
+    choose('head router', attention.head_router, dict.fromkeys(HEAD_ROUTERS))
+    if not 0 <= routed <= cfg.H:
+        raise UserError(f'{where}.routed_heads={routed} must be at most the H={cfg.H} heads')
+    if routed and not 1 <= top <= routed:
+        raise UserError(f'{where}.top_heads={top} must be from 1 to {where}.routed_heads={routed}')
 
 
-SIZES = dict(
-    micro=_size(32, 2, 16, 64, (1, 1), tied=True),
-    tiny=_size(64, 4, 16, 128, (2, 2), tied=True),
-    mini=_size(128, 4, 32, 256, (3, 2), tied=True),
-    midi=_size(256, 4, 64, 512, (4, 4), tied=True),
-    small=_size(512, 6, 64, 1024, (8, 8)),
-    base=_size(768, 12, 64, 2048, (12, 12)),
-    large=_size(1024, 16, 64, 2816, (24, 24)),
-    xl=_size(2048, 32, 64, 5120, (24, 24)),
-    xxl=_size(4096, 64, 64, 10240, (24, 24)),
+def _check_moe(cfg: ModelConfig) -> None:
+    moe = cfg.moe
+    for place in ('encoder', 'decoder'):
+        choose(f'{place} router', getattr(moe, f'{place}_router'), dict.fromkeys(ROUTERS))
+        layers, count = getattr(moe, place), getattr(cfg, f'{place}_layers')
+        if isinstance(layers, int) and layers < 0:
+            raise UserError(f'model.moe.{place}={layers} must be 0 (none) or more')
+        if isinstance(layers, tuple) and any(not 0 <= i < count for i in layers):
+            raise UserError(
+                f'model.moe.{place}={layers} names layers that are not there; the {place} has '
+                f'{count}, counted from 0'
+            )
+    if moe.decoder_router == 'expert_choice':
+        raise UserError(
+            "model.moe.decoder_router='expert_choice' lets an expert choose among all positions of "
+            "a row, the future included; use 'top_k' in the decoder"
+        )
+    if not 1 <= moe.top_k <= moe.E:
+        raise UserError(
+            f'model.moe.top_k={moe.top_k} must be from 1 to the model.moe.E={moe.E} experts'
+        )
+    for name, table in MOE_CHOICES.items():
+        choose(f'model.moe.{name}', getattr(moe, name), dict.fromkeys(table))
+    for name, least in dict(group=0, shared=0, balance=0, z_loss=0, X=1).items():
+        if getattr(moe, name) < least:
+            raise UserError(f'model.moe.{name}={getattr(moe, name)} must be at least {least}')
+    for name in ('capacity', 'eval_capacity', 'temperature'):
+        if getattr(moe, name) <= 0:
+            raise UserError(f'model.moe.{name}={getattr(moe, name)} must be above 0')
+    if not 0 <= moe.jitter < 1:
+        raise UserError(f'model.moe.jitter={moe.jitter} must be at least 0 and below 1')
+    wrong = [e for e in moe.expert_of_task if not 0 <= e < moe.E]
+    if wrong:
+        raise UserError(
+            f'model.moe.experts_of names expert {wrong[0]}, and model.moe.E={moe.E} experts are '
+            f'counted from 0 to {moe.E - 1}'
+        )
+
+
+KINDS = ('encoder_decoder', 'prefix_lm')
+MLPS = ('relu', 'gelu', 'reglu', 'geglu', 'swiglu')
+POSITIONS = ('relative', 'rope', 'none')
+KERNELS = ('xla', 'cudnn')
+HEAD_ROUTERS = ('learnt', 'query')
+ROUTERS = ('top_k', 'expert_choice', 'task_aware', 'task', 'enforced')
+MOE_CHOICES = dict(
+    dispatch=('capacity', 'dropless'),
+    task_from=('id', 'prompt', 'both'),
+    task_choice=('soft', 'gumbel', 'hard'),
 )
 
 # What a layer keeps for its backward pass, from all to nothing (`jax.checkpoint_policies`). On a

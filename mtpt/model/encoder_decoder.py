@@ -1,110 +1,60 @@
-"""T5 1.1: two stacks of layers and a head, as functions of a plain tree of parameters.
+"""The encoder-decoder: two stacks of layers that share the token embedding, and a head.
 
-`init` makes the tree, `apply` gives logits, `encode` and `decode` are its halves, `dims` tells what
-the axes of every leaf mean. All but `dims` run under a mesh that the caller has set.
-
-B row  S encoder position  T decoder position  D model width  V vocabulary  N layers of a stack
+B row  S encoder position  T decoder position  G segments of a row  D model width  V vocabulary
+H heads  X width of a task's representation
 """
 
-import contextlib
-import functools
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtpt.mesh import AXES, require_mesh, rows
-from mtpt.model.attention import Attention, bias_table, causal, relative_bias, same_segment
-from mtpt.model.config import REMAT, ModelConfig
-from mtpt.model.layers import Logits, Mlp, RMSNorm, dropout, lookup, param, stack, tied_logits
-
-Params = dict[str, Any]
-
-
-class Block(nnx.Module):
-    """A layer: self-attention, cross-attention in the decoder, the MLP; each normed and added."""
-
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool):
-        self.rate = cfg.dropout
-        self.attention_norm, self.attention = RMSNorm(cfg), Attention(cfg, rngs)
-        if cross:
-            self.cross_norm, self.cross = RMSNorm(cfg), Attention(cfg, rngs)
-        self.mlp_norm, self.mlp = RMSNorm(cfg), Mlp(cfg, rngs)
-
-    def __call__(self, x_BTD, bias_1HTT, mask_B1TT, memory=None, key=None):
-        """`memory` is (x_BSD, mask_B1TS) of the encoder."""
-        keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
-        h_BTD = self.attention_norm(x_BTD)
-        h_BTD = self.attention(
-            h_BTD, self.attention.keys_values(h_BTD), bias_1HTT, mask_B1TT, keys[0]
-        )
-        x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[1])
-        if memory is not None:
-            keys_values = self.cross.keys_values(memory[0])
-            h_BTD = self.cross(self.cross_norm(x_BTD), keys_values, None, memory[1], keys[2])
-            x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[3])
-        h_BTD = self.mlp(self.mlp_norm(x_BTD), keys[4])
-        return x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[5])
-
-    def step(self, x_B1D, bias_1H1T, mask_B11T, own, place, memory):
-        """One position, given the keys and values of those before it and of the encoder.
-
-        `own` is (k_BTHK, v_BTHK), written at `place`; `memory` is ((k_BSHK, v_BSHK), mask_B11S).
-        Gives the new x_B1D and the new `own`.
-        """
-        h_B1D = self.attention_norm(x_B1D)
-        own = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, new, place, 1)
-            for old, new in zip(own, self.attention.keys_values(h_B1D))
-        )
-        x_B1D = x_B1D + self.attention(h_B1D, own, bias_1H1T, mask_B11T)
-        x_B1D = x_B1D + self.cross(self.cross_norm(x_B1D), memory[0], None, memory[1])
-        return x_B1D + self.mlp(self.mlp_norm(x_B1D)), own
+from mtpt.model.blocks import Memory, Stack, View, empty_keys
+from mtpt.model.config import ModelConfig
+from mtpt.model.layers import Aux, Logits, lookup, param, tied_logits
+from mtpt.model.moe import Routing
+from mtpt.model.positions import same_segment
+from mtpt.model.task_routing import TaskRepresentation, knows_tasks, of_tokens
 
 
-class Stack(nnx.Module):
-    """Layers scanned over, between the embedded tokens and the last norm."""
+class Encoded(NamedTuple):
+    """What decoding needs of the inputs; every array has a row for each row of the batch."""
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool):
-        self.cfg, self.cross = cfg, cross
-        self.count = cfg.decoder_layers if cross else cfg.encoder_layers
-        self.relative_bias = bias_table(cfg, rngs)
-        self.layers = stack(lambda rngs: Block(cfg, rngs, cross), self.count, rngs)
-        self.norm = RMSNorm(cfg)
-
-    def bias(self, T: int) -> jax.Array:
-        """What the relative positions of a row of T add to the scores."""
-        return relative_bias(self.cfg, self.relative_bias, T, T, both_ways=not self.cross)
-
-    def __call__(self, x_BTD, segments_BT, memory=None, key=None):
-        T = x_BTD.shape[1]
-        bias_1HTT, mask_B1TT = self.bias(T), same_segment(segments_BT, segments_BT)
-        if self.cross:
-            mask_B1TT = mask_B1TT & causal(T)
-        first, last, rest = (None,) * 3 if key is None else jax.random.split(key, 3)
-        layer_keys = None if key is None else jax.random.split(rest, self.count)
-
-        def body(x_BTD, layer_and_key):
-            layer, key = layer_and_key
-            return layer(x_BTD, bias_1HTT, mask_B1TT, memory, key), None
-
-        x_BTD = dropout(x_BTD, 'BTD', self.cfg.dropout, first)
-        x_BTD, _ = jax.lax.scan(remat(body, self.cfg.remat), x_BTD, (self.layers, layer_keys))
-        return dropout(self.norm(x_BTD), 'BTD', self.cfg.dropout, last)
+    x_BSD: jax.Array
+    segments_BS: jax.Array
+    tasks_BG: jax.Array  # ids; 0 for none, or a task that is not known
+    task_BGX: jax.Array | None  # their representations, for routers that know the task
 
 
-def remat(body, policy: str):
-    """Wraps the body of a scan so that its backward pass keeps what the policy says."""
-    if REMAT[policy] is None:
-        return body
-    saved = getattr(jax.checkpoint_policies, REMAT[policy])
-    return jax.checkpoint(body, policy=saved, prevent_cse=False)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['own', 'cross', 'mask_B11S', 'bias_1HTT', 'routing', 'place'],
+    meta_fields=['length'],
+)
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What decoding one more position needs of the positions before it and of the encoder.
+
+    `own` and `cross` hold, for each block of the decoder's pattern, pairs of keys and values
+    [R, B, T, J, K] and [R, B, S, J, K], or None where a block uses those of another; `length` is T;
+    `place` is how many positions have been decoded.
+    """
+
+    own: list
+    cross: list
+    mask_B11S: jax.Array
+    bias_1HTT: jax.Array | None
+    routing: Routing
+    place: jax.Array
+    length: int
 
 
 class EncoderDecoder(nnx.Module):
-    """The whole model; the two stacks share the token embedding."""
+    """The whole model; `functional` calls its methods with a plain tree of parameters."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -113,101 +63,80 @@ class EncoderDecoder(nnx.Module):
         self.decoder = Stack(cfg, rngs, cross=True)
         if not cfg.tied:
             self.logits = Logits(cfg, rngs)
+        if knows_tasks(cfg):
+            self.tasks = TaskRepresentation(cfg, rngs)
 
-    def embed(self, tokens_BT):
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return lookup(self.token_embedding, tokens_BT, self.cfg.dtype)
 
-    def head(self, x_BTD):
+    def head(self, x_BTD: jax.Array) -> jax.Array:
         if self.cfg.tied:
             return tied_logits(x_BTD, self.token_embedding)
         return self.logits(x_BTD)
 
+    def represented(self, x_BSD, segments_BS, tasks_BG, key=None) -> jax.Array | None:
+        """The representation of the task of each segment, from the embedded inputs and its id."""
+        if not knows_tasks(self.cfg):
+            return None
+        return self.tasks(x_BSD, segments_BS, tasks_BG, key)
 
-def init(cfg: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters, split over the mesh that is set; the same numbers on every mesh."""
-    require_mesh()
-    return nnx.to_pure_dict(nnx.split(EncoderDecoder(cfg, nnx.Rngs(params=key)))[1])
+    def __call__(
+        self, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Aux]]:
+        """Logits_BTV, and what the layers of each stack report."""
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        segments_BS, segments_BT = batch['encoder_segment_ids'], batch['decoder_segment_ids']
+        tasks_BG, S = batch.get('segment_task_ids'), segments_BS.shape[1]
+        # One look-up for both sides: its gradient is as large as the table, and is made once.
+        tokens = [batch['encoder_input_tokens'], batch['decoder_input_tokens']]
+        both = self.embed(jnp.concatenate(tokens, axis=1))
+        x_BSD, y_BTD = both[:, :S], both[:, S:]
+        task_BGX = self.represented(x_BSD, segments_BS, tasks_BG, keys[2])
+        view = self.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
+        x_BSD, encoder_aux = self.encoder(x_BSD, view, key=keys[0])
+        view = self.decoder.view(segments_BT, of_tokens(segments_BT, tasks_BG, task_BGX))
+        memory = Memory(x_BSD, same_segment(segments_BT, segments_BS))
+        y_BTD, decoder_aux = self.decoder(y_BTD, view, memory, keys[1])
+        return self.head(y_BTD), dict(encoder=encoder_aux, decoder=decoder_aux)
 
+    def encode(self, tokens_BS, segments_BS, tasks_BG) -> Encoded:
+        """The inputs read, without dropout."""
+        x_BSD = self.embed(tokens_BS)
+        task_BGX = self.represented(x_BSD, segments_BS, tasks_BG)
+        view = self.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
+        return Encoded(self.encoder(x_BSD, view)[0], segments_BS, tasks_BG, task_BGX)
 
-@functools.lru_cache(maxsize=64)
-def _declared(cfg: ModelConfig) -> tuple[nnx.GraphDef, Params]:
-    """The module without its arrays, and the letters of its leaves; needs no memory, no device."""
-    current = jax.sharding.get_abstract_mesh()
-    one = jax.sharding.AbstractMesh(
-        (1,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
-    )
-    with jax.sharding.use_abstract_mesh(one) if current.empty else contextlib.nullcontext():
-        graph, state = jax.eval_shape(
-            lambda: nnx.split(EncoderDecoder(cfg, nnx.Rngs(params=jax.random.key(0))))
+    def decode(self, encoded: Encoded, tokens_BT, segments_BT) -> jax.Array:
+        """Logits_BTV of given decoder inputs, without dropout."""
+        routing = of_tokens(segments_BT, encoded.tasks_BG, encoded.task_BGX)
+        memory = Memory(encoded.x_BSD, same_segment(segments_BT, encoded.segments_BS))
+        view = self.decoder.view(segments_BT, routing)
+        return self.head(self.decoder(self.embed(tokens_BT), view, memory)[0])
+
+    def start(self, encoded: Encoded, T: int) -> Cache:
+        """An empty cache for T positions of decoding from these inputs, one example a row."""
+        ones_B1 = jnp.ones_like(encoded.segments_BS[:, :1])
+        return Cache(
+            own=empty_keys(self.decoder, encoded.x_BSD, T),
+            cross=self.decoder.cross_keys(encoded.x_BSD),
+            mask_B11S=same_segment(ones_B1, encoded.segments_BS),
+            bias_1HTT=self.decoder.bias(T),
+            routing=of_tokens(ones_B1, encoded.tasks_BG, encoded.task_BGX),
+            place=jnp.int32(0),
+            length=T,
         )
 
-    def letters(leaf):
-        return 'N' * (leaf.ndim - len(leaf.dims)) + leaf.dims
-
-    dims = jax.tree.map(letters, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return graph, nnx.to_pure_dict(dims)
-
-
-def dims(cfg: ModelConfig) -> Params:
-    """A tree like the parameters whose leaves are the letters of their axes: 'NDHK'."""
-    return jax.tree.map(lambda x: x, _declared(cfg)[1])
-
-
-def module(cfg: ModelConfig, params: Params) -> EncoderDecoder:
-    """The model that holds these parameters."""
-    require_mesh()
-    return nnx.merge(_declared(cfg)[0], params)
-
-
-def encode(
-    cfg: ModelConfig, params: Params, tokens_BS: jax.Array, segments_BS: jax.Array
-) -> jax.Array:
-    """The encoder's states x_BSD, without dropout."""
-    model = module(cfg, params)
-    return model.encoder(model.embed(rows(tokens_BS)), rows(segments_BS))
-
-
-def decode(
-    cfg: ModelConfig,
-    params: Params,
-    x_BSD: jax.Array,
-    encoder_segments_BS: jax.Array,
-    decoder_input_tokens_BT: jax.Array,
-    decoder_segments_BT: jax.Array,
-) -> jax.Array:
-    """Logits_BTV in float32 for given encoder states, without dropout."""
-    model = module(cfg, params)
-    segments_BS, segments_BT = rows(encoder_segments_BS), rows(decoder_segments_BT)
-    memory = rows(x_BSD), same_segment(segments_BT, segments_BS)
-    y_BTD = model.embed(rows(decoder_input_tokens_BT))
-    return model.head(model.decoder(y_BTD, segments_BT, memory))
-
-
-def apply(
-    cfg: ModelConfig,
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits_BTV in float32 for a batch, and a dict of what else the layers report.
-
-    Args:
-      cfg: a resolved config.
-      params: the tree that `init` made.
-      batch: at least the tokens and segment ids of both sides.
-      key: for dropout; None means evaluation.
-    """
-    model = module(cfg, params)
-    keys = [None] * 2 if key is None else jax.random.split(key)
-    segments_BS, segments_BT = (
-        rows(batch['encoder_segment_ids']),
-        rows(batch['decoder_segment_ids']),
-    )
-    S = segments_BS.shape[1]
-    tokens = [rows(batch['encoder_input_tokens']), rows(batch['decoder_input_tokens'])]
-    # One look-up for both sides: its gradient is as large as the table, and is made once.
-    both = model.embed(jnp.concatenate(tokens, axis=1))
-    x_BSD = model.encoder(both[:, :S], segments_BS, key=keys[0])
-    memory = x_BSD, same_segment(segments_BT, segments_BS)
-    y_BTD = model.decoder(both[:, S:], segments_BT, memory, keys[1])
-    return model.head(y_BTD), {}
+    def step(self, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
+        """Feeds one token a row; gives the logits_BV of the next and the cache that remembers it."""
+        bias_1H1T = cache.bias_1HTT
+        if bias_1H1T is not None:
+            bias_1H1T = jax.lax.dynamic_slice_in_dim(bias_1H1T, cache.place, 1, 2)
+        mask_111T = (jnp.arange(cache.length) <= cache.place)[None, None, None]
+        positions = cache.place[None] if self.cfg.positions == 'rope' else None
+        view = View(bias_1H1T, mask_111T, positions, cache.routing)
+        x_B1D = self.embed(tokens_B[:, None])
+        x_B1D, own = self.decoder.step(
+            x_B1D, view, cache.own, cache.place, cache.cross, cache.mask_B11S
+        )
+        logits_BV = self.head(x_B1D)[:, 0]
+        return logits_BV, dataclasses.replace(cache, own=own, place=cache.place + 1)

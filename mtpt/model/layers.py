@@ -6,7 +6,7 @@ B row  T position (encoder or decoder)  D model width  F hidden width  V vocabul
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,16 @@ from jax import P
 from mtpt.mesh import BATCH, act, einsum, weight
 from mtpt.model.config import ModelConfig
 
+Aux = dict[str, jax.Array]  # what layers report; entries 'loss/*' join the objective
 
-def param(rngs: nnx.Rngs, dims: str, cfg: ModelConfig, std: float) -> nnx.Param:
-    """A float32 weight whose letters give its shape and sharding; normal, of deviation `std`."""
-    shape = tuple(cfg.letters[d] for d in dims)
+
+def param(rngs: nnx.Rngs, dims: str, cfg: ModelConfig, std: float, **sizes: int) -> nnx.Param:
+    """A float32 weight whose letters give its shape and sharding; normal, of deviation `std`.
+
+    sizes: of letters that mean something else here than in the config, such as J=1.
+    """
+    letters = cfg.letters | sizes
+    shape = tuple(letters[d] for d in dims)
     value = std * jax.random.normal(rngs.params(), shape, out_sharding=weight(dims))
     return nnx.Param(value, dims=dims)
 
@@ -42,18 +48,37 @@ class RMSNorm(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """A gated hidden layer with the tanh-approximated gelu."""
+    """The hidden layer; the gated kinds multiply an activated projection by a plain one."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.rate = cfg.dropout
-        self.gate = param(rngs, 'DF', cfg, cfg.D**-0.5)
+        self.rate, self.kind = cfg.dropout, cfg.mlp
+        if MLPS[cfg.mlp].gated:
+            self.gate = param(rngs, 'DF', cfg, cfg.D**-0.5)
         self.up = param(rngs, 'DF', cfg, cfg.D**-0.5)
         self.down = param(rngs, 'FD', cfg, cfg.F**-0.5)
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        gate_BTF = jax.nn.gelu(einsum('BTD,DF->BTF', x_BTD, self.gate), approximate=True)
-        h_BTF = gate_BTF * einsum('BTD,DF->BTF', x_BTD, self.up)
+        activation, gated = MLPS[self.kind]
+        h_BTF = einsum('BTD,DF->BTF', x_BTD, self.gate if gated else self.up)
+        h_BTF = activation(h_BTF)
+        if gated:
+            h_BTF = h_BTF * einsum('BTD,DF->BTF', x_BTD, self.up)
         return einsum('BTF,FD->BTD', dropout(h_BTF, 'BTF', self.rate, key), self.down)
+
+
+class MlpKind(NamedTuple):
+    activation: Callable[[jax.Array], jax.Array]
+    gated: bool
+
+
+# T5 1.0 and Switch have relu; T5 1.1 and ST-MoE geglu, with the approximate gelu; UL2 has swiglu.
+MLPS = dict(
+    relu=MlpKind(jax.nn.relu, False),
+    gelu=MlpKind(partial(jax.nn.gelu, approximate=True), False),
+    reglu=MlpKind(jax.nn.relu, True),
+    geglu=MlpKind(partial(jax.nn.gelu, approximate=True), True),
+    swiglu=MlpKind(jax.nn.silu, True),
+)
 
 
 def dropout(x: jax.Array, dims: str, rate: float, key: jax.Array | None) -> jax.Array:

@@ -16,7 +16,7 @@ from mtpt.config import UserError
 from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
 from mtpt.mesh import BATCH_DIMS, place
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.train.host import Prefetch, Signals
 from mtpt.train.optimizer import Optimizer
 from mtpt.train.state import (
@@ -93,7 +93,7 @@ def begin(
     with jax.set_mesh(mesh):
         state, notes = new_state(model_cfg, tx, cfg.seed), []
         if source is not None and source.path:
-            params, notes = init_from(source, state.params, encoder_decoder.dims(model_cfg), rows)
+            params, notes = init_from(source, state.params, functional.dims(model_cfg), rows)
             state = state._replace(params=params)
     return Start(state, notes=tuple(notes))
 

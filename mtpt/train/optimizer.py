@@ -4,7 +4,8 @@ Every method that looks at a whole weight (Adafactor's clip and scale, the RMS s
 looks at one layer at a time: the letters of `dims` say which axes stack layers or experts, so that
 a scanned model takes the same steps as one whose layers are separate arrays.
 
-N layers of a stack   E experts   D model width   H heads   K head width   F hidden width
+N layers of a stack   E experts   D model width   H heads   J key/value heads   K head width
+F hidden width
 V vocabulary   U relative-position buckets
 """
 
@@ -22,7 +23,7 @@ from mtpt.config import UserError, choose
 
 STACKED = 'NE'  # axes along which weights are merely stacked
 ROWS = 'D'
-COLUMNS = 'VFHK'
+COLUMNS = 'VFHJK'
 
 Schedule = Callable[[jax.Array], jax.Array]
 

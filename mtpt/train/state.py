@@ -16,7 +16,7 @@ from jax import P
 
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError, nearest
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.train.optimizer import Optimizer
 from mtpt.trees import flatten, unflatten
 
@@ -32,14 +32,14 @@ class TrainState(NamedTuple):
 
 
 def new_state(
-    model_cfg: Any, tx: Optimizer, seed: int, init: Callable = encoder_decoder.init
+    model_cfg: Any, tx: Optimizer, seed: int, init: Callable = functional.init
 ) -> TrainState:
     """The state before the first step, laid out on the mesh that is set."""
     return _maker(model_cfg, tx, init)(np.uint32(seed))
 
 
 def abstract_state(
-    model_cfg: Any, tx: Optimizer, mesh: Any, init: Callable = encoder_decoder.init
+    model_cfg: Any, tx: Optimizer, mesh: Any, init: Callable = functional.init
 ) -> TrainState:
     """The shapes, types and shardings of the state on `mesh`, with nothing computed."""
     with jax.set_mesh(mesh):

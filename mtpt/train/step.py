@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtpt.model import encoder_decoder
+from mtpt.model import functional
 from mtpt.train.loss import normalizer, task_sums, token_losses, weigh
 from mtpt.train.optimizer import Optimizer
 from mtpt.train.state import TrainState
@@ -28,7 +28,7 @@ def make_train_step(
     z_loss: float,
     label_smoothing: float,
     loss_normalizing_factor: str | float,
-    apply: Callable = encoder_decoder.apply,
+    apply: Callable = functional.apply,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles `step(state, batch) -> (state, metrics)`; the state handed in is used up.
 
@@ -48,7 +48,8 @@ def make_train_step(
         losses = token_losses(logits_BTV, batch['decoder_target_tokens'], z_loss, label_smoothing)
         weights_BT = batch['decoder_loss_weights'].astype(jnp.float32)
         share = jnp.sum(weights_BT) / total
-        sums = task_sums(losses, batch, M) | {name: share * x for name, x in aux.items()}
+        reported = {n: share * x for n, x in aux.items() if not n.startswith('routing/')}
+        sums = task_sums(losses, batch, M) | reported
         sums['z_sum'] = jnp.sum(weigh(losses['z'], weights_BT))
         sums['encoder_tokens'] = jnp.sum(batch['encoder_segment_ids'] > 0, dtype=jnp.float32)
         objective = jnp.sum(weigh(losses['objective'], weights_BT)) * scale
@@ -106,14 +107,18 @@ def make_train_step(
 
 @functools.lru_cache(maxsize=4)
 def make_validation_step(
-    model_cfg: Any, M: int, *, apply: Callable = encoder_decoder.apply
+    model_cfg: Any, M: int, *, apply: Callable = functional.apply
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """Compiles `step(params, batch) -> sums by task`, without dropout and without extra terms."""
+    """Compiles `step(params, batch) -> sums by task`, without dropout and without extra terms.
+
+    Of a model with experts the sums hold 'routing/*' too: tokens by layer, task and expert.
+    """
 
     def step(params, batch):
-        logits_BTV, _ = apply(model_cfg, params, batch, None)
+        logits_BTV, aux = apply(model_cfg, params, batch, None)
         losses = token_losses(logits_BTV, batch['decoder_target_tokens'], 0.0, 0.0)
-        return task_sums(losses, batch, M)
+        routing = {n: x for n, x in aux.items() if n.startswith('routing/')}
+        return task_sums(losses, batch, M) | routing
 
     return jax.jit(step)
 

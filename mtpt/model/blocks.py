@@ -17,8 +17,9 @@ from mtpt.mesh import act
 from mtpt.model.attention import Attention, KeysValues
 from mtpt.model.config import REMAT, ModelConfig
 from mtpt.model.layers import Aux, Mlp, RMSNorm, dropout, stack
-from mtpt.model.moe import Moe, Routing
+from mtpt.model.moe import Moe
 from mtpt.model.positions import bias_table, causal, relative_bias, same_segment
+from mtpt.model.routing import Routing
 
 
 class Kind(NamedTuple):
@@ -221,7 +222,8 @@ class Stack(nnx.Module):
         else:
             reports = []
             for r in range(R):
-                x_BTD, report = body(x_BTD, jax.tree.map(lambda x: x[r], (self.blocks, keys)))
+                one = jax.tree.map(lambda x, r=r: x[r], (self.blocks, keys))
+                x_BTD, report = body(x_BTD, one)
                 reports.append(report)
             reports = jax.tree.map(lambda *x: jnp.stack(x), *reports)
         return dropout(self.norm(x_BTD), 'BTD', rate, last), interleaved(reports)
@@ -266,7 +268,7 @@ def empty_keys(of: Stack, like_BSD: jax.Array, T: int) -> list[KeysValues | None
 
 
 def interleaved(reports: list[Aux]) -> Aux:
-    """The reports of the blocks of a pattern [R, ...] as those of layers [N, ...], in their order."""
+    """The reports of the blocks of a pattern [R, ...] as those of the layers in order [N, ...]."""
     names = dict.fromkeys(name for report in reports for name in report)
     columns = {name: [r[name] for r in reports if name in r] for name in names}
     return {name: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]) for name, x in columns.items()}

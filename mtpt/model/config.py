@@ -99,7 +99,7 @@ class ModelConfig:
     from the table of tasks. `resolve` fills them in.
 
     kind: 'encoder_decoder', or 'prefix_lm', one stack that reads inputs and then targets.
-    mlp: the hidden layer's activation (`layers.MLPS`): T5 1.0 has 'relu', 1.1 'geglu', UL2 'swiglu'.
+    mlp: the hidden layer's activation (`layers.MLPS`).
     positions: 'relative' (T5's learnt bias), 'rope' (2104.09864) or 'none'.
     kernel: how attention is computed: 'xla', or 'cudnn' (GPU, bfloat16).
     scan: whether the layers of a stack are compiled once and scanned over, or one by one.

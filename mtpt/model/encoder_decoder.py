@@ -16,8 +16,8 @@ from flax import nnx
 from mtpt.model.blocks import Memory, Stack, View, empty_keys
 from mtpt.model.config import ModelConfig
 from mtpt.model.layers import Aux, Logits, lookup, param, tied_logits
-from mtpt.model.moe import Routing
 from mtpt.model.positions import same_segment
+from mtpt.model.routing import Routing
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks, of_tokens
 
 
@@ -127,7 +127,7 @@ class EncoderDecoder(nnx.Module):
         )
 
     def step(self, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
-        """Feeds one token a row; gives the logits_BV of the next and the cache that remembers it."""
+        """Feeds one token a row; gives the logits_BV of the next and the cache with it."""
         bias_1H1T = cache.bias_1HTT
         if bias_1H1T is not None:
             bias_1H1T = jax.lax.dynamic_slice_in_dim(bias_1H1T, cache.place, 1, 2)

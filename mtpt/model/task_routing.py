@@ -8,7 +8,7 @@ from flax import nnx
 
 from mtpt.mesh import einsum
 from mtpt.model.config import ModelConfig
-from mtpt.model.moe import Routing
+from mtpt.model.routing import Routing
 
 
 def knows_tasks(cfg: ModelConfig) -> bool:

@@ -7,9 +7,12 @@ VERBS = {
     'train': 'pretrain or tune as a config says; the same command on the same folder resumes',
     'evaluate': 'zero-shot scores of a run on a mixture of tasks',
     'generate': 'complete a text with a run (from --input or standard input)',
+    'score': 'the log-probability of given targets, in all and by token (JSON lines)',
+    'extract': 'the dense model that one task uses of a run with experts, as a run of its own',
     'report': 'write report.html for a run',
     'tasks': 'list | show NAME | check MIXTURE',
     'cache': 'write the token shards and evaluation sets of a mixture',
+    'convert': 'a Hugging Face folder or a T5X checkpoint to the folder of a run, and back',
     'vocabulary': 'train a SentencePiece vocabulary on a corpus',
     'sweep': 'run a config over values and seeds; one table with intervals',
     'doctor': 'versions, devices, what is missing and what to do about it',
@@ -26,7 +29,7 @@ usage: mtpt VERB [--flag=value ...]        mtpt VERB --help lists the flags of a
 """
 
 CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache')
-COMPUTING_VERBS = ('train', 'evaluate', 'generate')
+COMPUTING_VERBS = ('train', 'evaluate', 'generate', 'score')
 
 
 def train(args):
@@ -48,13 +51,47 @@ def evaluate(args):
 
 
 def generate(args):
+    import dataclasses
+
     from mtpt import run
+    from mtpt.evaluate.generate import Decoding
 
     text = args.input if args.input is not None else sys.stdin.read()
     inputs = [text] if args.input is not None else [t for t in text.splitlines() if t.strip()]
+    said = {f.name: getattr(args, f.name) for f in dataclasses.fields(Decoding)}
+    answers = run.generate(
+        _needed(args.workdir, 'workdir', 'runs/NAME'),
+        inputs,
+        step=args.step,
+        max_length=args.max_length,
+        how=Decoding(**{name: value for name, value in said.items() if value is not None}),
+        choices=args.choices,
+        task=args.task,
+    )
+    for answer in answers:
+        print(answer)
+
+
+def score(args):
+    from mtpt import score as module
+
     workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
-    for output in run.generate(workdir, inputs, step=args.step, max_length=args.max_length):
-        print(output)
+    module.main(workdir, args.input, args.out, args.step)
+
+
+def extract(args):
+    from mtpt import extract as module
+
+    used = module.extract(
+        _needed(args.workdir, 'workdir', 'runs/NAME'),
+        _needed(args.out, 'out', 'runs/DENSE'),
+        args.task,
+        args.input,
+        args.step,
+    )
+    for layer in used:
+        gate = f', gate {layer["gate"]:.3f}' if layer['gate'] != 1 else ''
+        print(f'{layer["stack"]} layer {layer["layer"]}: expert {layer["expert"]}{gate}')
 
 
 def report(args):
@@ -77,6 +114,20 @@ def cache(args):
     run.build_cache(
         args.run, _needed(args.mixture, 'mixture', 'NAME'), _needed(args.out, 'out', 'DIR')
     )
+
+
+def convert(args):
+    from mtpt import convert as module
+
+    for note in module.convert(
+        _needed(args.source, 'source', 'DIR'),
+        _needed(args.out, 'out', 'DIR'),
+        vocabulary=args.vocabulary,
+        dtype=args.dtype,
+        mlp=args.mlp,
+        step=args.step,
+    ):
+        print(note)
 
 
 def vocabulary(args):

@@ -83,6 +83,27 @@ def strip(found: dict[str, Any], scale: float, dots: Sequence[float] = ()) -> di
     return dict(marks, dots=[place(dot) for dot in dots] if len(dots) > 1 else [])
 
 
+def heat(names: Sequence[str], counts: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+    """A heat map: how each row's count is shared out over the columns; None for a broken table.
+
+    Returns:
+      `rows` with `name`, the row's `share` of all (0 to 1) and `cells`, pairs of (share of the row,
+      count); `columns`, the labels that have room: all of few, some of many.
+    """
+    width = len(counts[0]) if counts else 0
+    sound = all(len(row) == width and None not in map(number, row) for row in counts)
+    if not width or not sound or len(names) != len(counts):
+        return None
+    total = sum(map(sum, counts)) or 1
+    rows = []
+    for name, row in zip(names, counts):
+        whole = sum(row)
+        cells = [(count / whole if whole else 0, count) for count in row]
+        rows.append(dict(name=name, share=whole / total, cells=cells))
+    every = -(-width // 24)
+    return dict(rows=rows, columns=[i if i % every == 0 else '' for i in range(width)])
+
+
 def thin(curve: Curve, points: int) -> Thinned:
     """Means and extremes of neighbours, at most `points` of them; drops what is not finite."""
     curve = [(step, value) for step, value in curve if math.isfinite(value)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mtpt import prepare
+from mtpt import prepare, task_ids
 from mtpt.config import UserError
 from mtpt.data.manifest import ExamSet, Manifest
 from mtpt.evaluate.run import evaluate, save
@@ -65,7 +65,8 @@ class Exams:
             ),
         )
         with jax.set_mesh(self.mesh):
-            rows = evaluate(self.model_cfg, params, exams, self.vocabulary, cfg)
+            ids = task_ids.of_exams(self.manifest, self.run.exams)
+            rows = evaluate(self.model_cfg, params, exams, self.vocabulary, cfg, task_ids=ids)
         if jax.process_index() == 0:
             meta = dict(step=step, mixture=mixture, split=plan.split)
             meta |= dict(normalisation=cfg.normalisation, seed=self.run.train.seed)

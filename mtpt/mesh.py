@@ -7,8 +7,9 @@ error at trace time.
 
 A accumulation  B rows of the batch  S encoder positions  T decoder positions  G segments of a row
 M tasks  D model width  H heads  K head width  F hidden width  V vocabulary  N layers of a stack
-U relative-position buckets  E experts  C capacity slots  O answer choices  R row groups
-J key/value heads  I query heads that share one  X width of a task's representation
+U relative-position buckets  E experts  C capacity slots  O answer choices, labels  R row groups
+J key/value heads  I query heads that share one  Q heads that are scored  X width of a task's
+representation  Y experts as a router scores them: its kernel, small, is whole on every device
 """
 
 import dataclasses
@@ -40,6 +41,8 @@ BATCH_DIMS = dict(
     decoder_segment_ids='BT',
     decoder_positions='BT',
     segment_task_ids='BG',
+    segment_labels='BGO',
+    token_labels='BSO',
 )
 
 NOUNS = dict(

@@ -4,6 +4,7 @@ import datetime
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from mtpt import trees
 from mtpt.config import UserError, as_dict
 from mtpt.config import read as read_config
 from mtpt.data.loader import Loader, realised_shares
-from mtpt.data.manifest import Manifest
+from mtpt.data.manifest import Manifest, TaskEntry
 from mtpt.files import write
 from mtpt.log import read_metrics
 from mtpt.model import functional
@@ -79,7 +80,10 @@ def _versions() -> dict[str, str]:
     return {'python': sys.version.split()[0]} | {n: found[n] for n in TOLD if n in found}
 
 
-def write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: Any) -> None:
+def write_config(
+    run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: Any, **more: Any
+) -> None:
+    """Writes what a run is; `more` is told beside it."""
     path = workdir / 'config.json'
     if jax.process_index():
         return
@@ -94,6 +98,7 @@ def write_config(run: Run, workdir: pathlib.Path, model_cfg: ModelConfig, mesh: 
         parameters=int(sum(np.prod(s.shape) for s in shapes)),
         devices=f'{mesh.devices.size} x {mesh.devices.flat[0].device_kind}',
         started=started,
+        **more,
     )
     write(path, json.dumps(about, indent=1))
 
@@ -130,6 +135,11 @@ def write_tasks(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> No
     ]  # fmt: skip
     if jax.process_index() == 0:
         write(workdir / 'tasks.json', json.dumps(rows, indent=1))
+
+
+def tasks_of(told: Mapping[str, Any]) -> list[TaskEntry]:
+    """The table of tasks that a checkpoint's provenance keeps."""
+    return [TaskEntry(kind='', **task) for task in told.get('tasks', ())]
 
 
 def run_of(workdir: pathlib.Path) -> Run:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mtpt import charts, files, log, scores
+from mtpt import charts, files, log, scores, specialisation
 from mtpt.config import UserError
 
 OPEN_TASKS = 150  # more tasks than this are shown folded, family by family
@@ -33,6 +33,7 @@ class Run:
     curves: dict[str, charts.Curve]
     tasks: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    routing: dict[str, Any]
     unread: list[str]
 
 
@@ -55,10 +56,10 @@ def read(workdir: str | pathlib.Path) -> Run:
         raise UserError(f'no folder {str(folder)!r}; --workdir takes the folder of a run')
     unread: list[str] = []
     curves = _curves(log.read_metrics(folder))
-    if not curves:
+    about = _json(folder / 'config.json', dict, unread)
+    if not curves and 'extracted' not in about:
         path = folder / 'metrics.jsonl'
         raise UserError(f'{path} holds no metrics yet; a report needs a run that has logged a step')
-    about = _json(folder / 'config.json', dict, unread)
     tasks = [t for t in _json(folder / 'tasks.json', list, unread) if isinstance(t, dict)]
     evaluations = []
     for path in sorted(folder.glob('eval/*.json')):
@@ -72,7 +73,8 @@ def read(workdir: str | pathlib.Path) -> Run:
             evaluations.append(dict(found, step=int(found.get('step') or 0), rows=rows))
         elif found:
             unread.append(f'{path.name} holds no rows')
-    return Run(folder, about, curves, tasks, evaluations, unread)
+    routing = _json(folder / specialisation.FILE, dict, unread)
+    return Run(folder, about, curves, tasks, evaluations, routing, unread)
 
 
 def page(run: Run) -> str:
@@ -99,6 +101,8 @@ def page(run: Run) -> str:
         skipped=[t for f in families for t in f['tasks'] if t['status'] == 'skipped'],
         task_count=sum(len(f['tasks']) for f in families),
         multiples=multiples(run, families),
+        heat_maps=heat_maps(run.routing),
+        extracted=extracted(run.about),
         scores=judged,
         lost=sum(value for _, value in run.curves.get('train/skipped', ())),
         open_tasks=OPEN_TASKS,
@@ -150,8 +154,8 @@ def _json(path, kind, unread):
 
 def facts(run: Run, families: list[dict]) -> list[tuple[str, str]]:
     """The few numbers under the title: (number, what it is)."""
-    steps = max(curve[-1][0] for curve in run.curves.values())
-    found = [(whole(steps), 'steps')]
+    steps = max((curve[-1][0] for curve in run.curves.values()), default=None)
+    found = [] if steps is None else [(whole(steps), 'steps')]
     sides = [run.curves.get(f'train/{side}', ()) for side in ('tokens', 'encoder_tokens')]
     tokens = sum(value for side in sides for _, value in side)
     if not all(sides):
@@ -265,6 +269,34 @@ def multiples(run: Run, families: list[dict]) -> list[dict]:
         if cells:
             found.append(dict(name=family['name'], cells=cells, top=top, steps=last))
     return found
+
+
+def heat_maps(routing: dict) -> list[dict]:
+    """A heat map of families and experts for each sparse layer, and what an expert tells."""
+    found = []
+    layers = routing.get('layers')
+    for layer in layers if isinstance(layers, list) else ():
+        try:
+            chart = charts.heat(layer['families'], layer['counts'])
+            told = {k: charts.number(layer[k]) for k in ('information', 'family_entropy', 'share')}
+            title = f'{layer["stack"]}, layer {layer["layer"]}'
+        except (KeyError, TypeError):
+            continue
+        if chart and told['information'] is not None:
+            found.append(dict(chart, title=title, **told))
+    return found
+
+
+def extracted(about: dict) -> str:
+    """Where a model came from that is the part of another which one task uses; '' for others."""
+    told = about.get('extracted')
+    if not isinstance(told, dict):
+        return ''
+    used = [u for u in told.get('experts') or () if isinstance(u, dict)]
+    experts = ', '.join(f'{u.get("stack")} {u.get("layer")}: {u.get("expert")}' for u in used)
+    task = told.get('task') or 'a task that is not known'
+    where = f'{told.get("run")}, step {told.get("step")}'
+    return f'What {task} uses of {where}; the expert of each sparse layer: {experts}.'
 
 
 # How numbers are written.

@@ -13,26 +13,32 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import rich.console
 
-from mtpt import flags, prepare, record, report
+from mtpt import flags, prepare, record, report, specialisation, task_ids
 from mtpt import mesh as meshes
 from mtpt.checkpoint import Checkpoints
-from mtpt.config import UserError
+from mtpt.config import UserError, choose
 from mtpt.config import read as read_config
 from mtpt.data import manifest as manifests
 from mtpt.data.cache import opener
+from mtpt.data.labels import Labels
 from mtpt.data.loader import Loader, validation_batches
-from mtpt.data.manifest import Manifest
+from mtpt.data.manifest import Manifest, TaskEntry
 from mtpt.data.stream import stream
-from mtpt.evaluate.generate import generate as generate_ids
+from mtpt.evaluate.generate import GREEDY, Decoding
+from mtpt.evaluate.generate import answers as write_answers
+from mtpt.evaluate.heads import told as told_by_heads
 from mtpt.exams import Exams, averages
 from mtpt.log import Writer, read_metrics
 from mtpt.model import functional
-from mtpt.model.config import ModelConfig, resolve
+from mtpt.model.attention import check_kernel
+from mtpt.model.config import ModelConfig
 from mtpt.prepare import ExamPlan
 from mtpt.settings import Run, overridden
 from mtpt.train.loop import begin, fit
@@ -65,16 +71,18 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     manifest = _first_process_prepares(run, folder)
     vocabulary = load(folder / 'vocabulary')
     vocabulary.save(workdir / 'vocabulary')
-    model_cfg = resolve(run.model, vocabulary.padded_size)
+    task_ids.check_names(run.model, manifest)
+    model_cfg = _model(run, vocabulary, task_ids.last(manifest.tasks), manifest)
     mesh = meshes.make_mesh(run.mesh)
     _check_mesh(run, model_cfg, mesh)
     dims = functional.dims(model_cfg)
     tx = make_optimizer(run.optimizer, dims, run.train.steps, run.init_from.step_offset)
     checkpoints = Checkpoints(workdir, run.checkpoint)
-    rows = _rows_from(run.init_from, vocabulary)
-    start = begin(run.train, model_cfg, tx, mesh, checkpoints, run.init_from, rows)
+    rows, tasks = _rows_from(run.init_from, vocabulary), _tasks_from(run.init_from, manifest)
+    start = begin(run.train, model_cfg, tx, mesh, checkpoints, run.init_from, rows, tasks)
     _check_order(start, manifest, run)
     loader = _loader(run, manifest, vocabulary, start.position)
+    labels = Labels(model_cfg.heads, manifest, vocabulary) if model_cfg.heads else None
     record.write_config(run, workdir, model_cfg, mesh)
     names = manifest.names[1:]
     with (
@@ -99,15 +107,16 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
             model_cfg,
             tx,
             start.state,
-            _watched(loader, writer.say),
+            _labelled(labels, _watched(loader, writer.say)),
             mesh=mesh,
             tasks=names,
             writer=writer,
             checkpoints=checkpoints,
             provenance=lambda: record.provenance(run, manifest, model_cfg, loader),
-            validation=_validation(run, manifest),
+            validation=_validation(run, manifest, labels),
             evaluate=exams.when_due,
             evaluate_every=math.gcd(*(plan.every for plan in run.exams.values())),
+            routed=partial(_routed, workdir, model_cfg, manifest),
         )
         done = exams.take(run.train.steps, state.params, list(run.exams))
         writer.write(run.train.steps, averages(done))
@@ -139,7 +148,7 @@ def evaluate(
     plan = dataclasses.replace(plan, split=split or plan.split)
     manifest = _with_exams(run, workdir, mixture, plan)
     run = dataclasses.replace(run, evaluate=changed, exams={mixture: plan})
-    vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
+    vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step, manifest)
     exams = Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, tag=tag)
     return exams.take(step, params, [mixture])[mixture]
 
@@ -150,28 +159,144 @@ def generate(
     *,
     step: int | None = None,
     max_length: int = 0,
+    how: Decoding = GREEDY,
+    choices: Sequence[str] = (),
+    task: str | None = None,
 ) -> list[str]:
-    """Completes texts greedily; `<extra_id_0>` and `[NLU]` stand for their tokens."""
+    """Answers texts, `how.number` times each; `<extra_id_0>` and `[NLU]` stand for their tokens.
+
+    Args:
+      workdir: the folder of a run.
+      texts: inputs; the answers to the first come first.
+      step: a checkpoint's step; the last one by default.
+      max_length: the most tokens of an answer; the run's `targets_length` by default.
+      how: the likeliest token each time by default, or drawn, or searched for.
+      choices: the only answers allowed; by default the likeliest is found.
+      task: what task of the run the texts are of, for a model that routes by task.
+
+    Raises:
+      UserError: nothing to answer, a text that is too long, settings that do not go together.
+    """
+    choices = list(dict.fromkeys(choices))
+    how.check(len(choices))
+    if max_length < 0:
+        raise UserError(f'max_length={max_length} must be at least 1 token')
+    if choices and max_length:
+        raise UserError(
+            'max_length bounds free answers, and choices have a length of their own; leave one out'
+        )
+    if not texts or not all(text.strip() for text in texts):
+        raise UserError('there is nothing to complete: give --input=TEXT or lines of text')
+    model = opened(workdir, step)
+    inputs = [model.inputs(text) for text in texts]
+    options = [model.targets(choice) for choice in choices]
+    number = task_ids.id_of(model.tasks, task) if task else 0
+    with jax.set_mesh(model.mesh):
+        found = write_answers(
+            model.cfg,
+            model.params,
+            inputs,
+            max_length or model.run.data.targets_length,
+            model.run.evaluate.batch_tokens,
+            model.vocabulary.eos,
+            how,
+            [options] * len(inputs) if options else None,
+            tasks=[number] * len(inputs),
+        )
+    said = dict(zip(map(tuple, options), choices))
+    return [
+        said[tuple(answer.ids)] if said else model.vocabulary.decode(answer.ids)
+        for answers in found
+        for answer in answers
+    ]
+
+
+def embed(
+    workdir: str | pathlib.Path,
+    texts: Sequence[str],
+    *,
+    head: str = '',
+    step: int | None = None,
+    task: str | None = None,
+) -> np.ndarray:
+    """Embeddings of length 1 [texts, D], from a contrastive head of a run.
+
+    Args:
+      workdir: the folder of a run.
+      texts: inputs, as the run was trained on them.
+      head: the name of a contrastive head; the only one by default.
+      step: a checkpoint's step; the last one by default.
+      task: what task of the run the texts are of, for a model that routes by task.
+
+    Raises:
+      UserError: no such head, a text that is too long.
+    """
+    model = opened(workdir, step)
+    known = [own.name for own in model.cfg.heads if own.kind == 'contrastive']
+    if not known or (not head and len(known) > 1):
+        raise UserError(
+            f'the run in {workdir} has {len(known)} contrastive heads'
+            + (f'; name one of {", ".join(known)}' if known else ', and texts are embedded by one')
+        )
+    head = choose('contrastive head', head or known[0], {name: name for name in known})
+    number = task_ids.id_of(model.tasks, task) if task else 0
+    inputs = [model.inputs(text) for text in texts]
+    with jax.set_mesh(model.mesh):
+        found = told_by_heads(
+            model.cfg,
+            model.params,
+            inputs,
+            model.run.evaluate.batch_tokens,
+            tasks=[number] * len(inputs),
+        )
+    return np.stack([told[head] for told in found])
+
+
+class Opened(NamedTuple):
+    """A run whose model is at hand, on its mesh; `ends` is what follows every input."""
+
+    run: Run
+    vocabulary: Vocabulary
+    cfg: ModelConfig
+    mesh: jax.sharding.Mesh
+    params: Any
+    ends: list[int]
+    tasks: list[TaskEntry]
+
+    def inputs(self, text: str) -> list[int]:
+        """The token ids of an input as the run was trained on them.
+
+        Raises:
+          UserError: a text that is too long, or empty where nothing is put behind it.
+        """
+        ids = self.vocabulary.encode(text, specials=True) + self.ends
+        longest = self.run.data.inputs_length
+        if not ids:
+            raise UserError('the input is empty, and the run puts no end behind it; give a text')
+        if len(ids) > longest:
+            raise UserError(
+                f'the input has {len(ids)} tokens and the run was trained on {longest}; shorten it'
+            )
+        return ids
+
+    def targets(self, text: str) -> list[int]:
+        """The token ids of an answer, with its end."""
+        return [*self.vocabulary.encode(text, specials=True), self.vocabulary.eos]
+
+
+def opened(workdir: str | pathlib.Path, step: int | None = None) -> Opened:
+    """A run's model and what it reads and writes texts with.
+
+    Raises:
+      UserError: a folder that holds no run, a step that was not kept.
+    """
     workdir = pathlib.Path(workdir)
     run = record.run_of(workdir)
     vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
     checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
-    end = [vocabulary.eos] if checkpoints.load_provenance(step)['inputs_eos'] else []
-    inputs = [vocabulary.encode(text, specials=True) + end for text in texts]
-    for text, ids in zip(texts, inputs):
-        if not text.strip():
-            raise UserError('there is nothing to complete: give --input=TEXT or lines of text')
-        if len(ids) > run.data.inputs_length:
-            raise UserError(
-                f'the input has {len(ids)} tokens and the run was trained on '
-                f'{run.data.inputs_length}; shorten it'
-            )
-    longest = max_length or run.data.targets_length
-    with jax.set_mesh(mesh):
-        ids = generate_ids(
-            model_cfg, params, inputs, longest, run.evaluate.batch_tokens, vocabulary.eos
-        )
-    return [vocabulary.decode(row) for row in ids]
+    told = checkpoints.load_provenance(step)
+    ends = [vocabulary.eos] if told['inputs_eos'] else []
+    return Opened(run, vocabulary, model_cfg, mesh, params, ends, record.tasks_of(told))
 
 
 def build_cache(run: Run, mixture: str, out: str) -> Manifest:
@@ -203,9 +328,19 @@ def _first_process_prepares(run: Run, folder: pathlib.Path) -> Manifest:
     return manifests.read(folder)
 
 
+def _model(run: Run, vocabulary: Vocabulary, M: int, manifest: Manifest) -> ModelConfig:
+    """The model of a run, which may be asked of the tasks of its table and of its exams."""
+    asked = task_ids.asked(manifest, run.exams)
+    return task_ids.resolved(run.model, vocabulary.padded_size, M, manifest.tasks, asked)
+
+
 def _check_mesh(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    lengths = {f'data.{n}': getattr(run.data, n) for n in ('inputs_length', 'targets_length')}
+    check_kernel(model_cfg, mesh.devices.flat[0].platform, lengths)
     sizes = {letter: getattr(model_cfg, letter) for letter in 'DHFV'}
     meshes.check_divides(sizes | dict(B=run.data.batch_size // run.data.accumulation), mesh)
+    if model_cfg.moe.E:
+        meshes.check_divides(dict(E=model_cfg.moe.E, F=model_cfg.moe.F), mesh)
 
 
 def _check_order(start: Any, manifest: Manifest, run: Run) -> None:
@@ -227,11 +362,17 @@ def _loader(run: Run, manifest: Manifest, vocabulary: Vocabulary, position: Any)
     return Loader(manifest, run.data, seed, **place)
 
 
-def _validation(run: Run, manifest: Manifest):
+def _labelled(labels: Labels | None, batches: Iterable[Any]) -> Iterable[Any]:
+    """(batch, position) pairs with what heads are taught."""
+    return ((labels(batch), position) for batch, position in batches) if labels else batches
+
+
+def _validation(run: Run, manifest: Manifest, labels: Labels | None):
     if not any('validation' in t.splits for t in manifest.tasks if t.status == 'ok'):
         return None
     place = dict(host=jax.process_index(), hosts=jax.process_count())
-    return lambda: validation_batches(manifest, run.data, **place)
+    made = partial(validation_batches, manifest, run.data, **place)
+    return (lambda: map(labels, made())) if labels else made
 
 
 def _notes(loader: Loader, first: int = 0) -> list[str]:
@@ -269,11 +410,19 @@ def _with_exams(run: Run, workdir: pathlib.Path, mixture: str, plan: ExamPlan) -
     return prepare.add_exams(run.data, run.tasks, {mixture: plan}, _cache_of(run, workdir))
 
 
-def _restored(run: Run, workdir: pathlib.Path, step: int | None):
+def _restored(run: Run, workdir: pathlib.Path, step: int | None, manifest: Manifest | None = None):
     checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
     vocabulary = load(workdir / 'vocabulary')
-    model_cfg = resolve(run.model, vocabulary.padded_size)
+    step = checkpoints.latest() if step is None else step
+    tasks = record.tasks_of(checkpoints.load_provenance(step))
+    M = task_ids.last(tasks)
+    if manifest:
+        model_cfg = _model(run, vocabulary, M, manifest)
+    else:
+        model_cfg = task_ids.resolved(run.model, vocabulary.padded_size, M, tasks)
     mesh = meshes.make_mesh(run.mesh)
+    if mesh.devices.flat[0].platform != 'gpu':  # where it was trained does not bind where it is read
+        model_cfg = dataclasses.replace(model_cfg, kernel='xla')
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))
     abstract = jax.tree.map(
@@ -282,8 +431,27 @@ def _restored(run: Run, workdir: pathlib.Path, step: int | None):
         ),
         shapes,
     )
-    step = checkpoints.latest() if step is None else step
     return vocabulary, model_cfg, mesh, checkpoints.load_params(step, abstract), step
+
+
+def _routed(
+    workdir: pathlib.Path, model_cfg: ModelConfig, manifest: Manifest, step: int, counts: Any
+) -> dict[str, float]:
+    """Keeps which experts served which tasks of a validation; gives what it comes to."""
+    told = specialisation.tables(model_cfg, manifest.tasks, counts)
+    if jax.process_index() == 0:
+        specialisation.write(workdir, step, told)
+    return specialisation.figures(told)
+
+
+def _tasks_from(cfg: InitFromConfig, manifest: Manifest) -> dict[int, int] | None:
+    """Where the ids of the tasks of the run that this one starts from are in this run's table."""
+    if not cfg.path:
+        return None
+    source = Checkpoints(cfg.path, read_only=True)
+    old = record.tasks_of(source.load_provenance(None if cfg.step < 0 else cfg.step))
+    new = {task.name: task.id for task in manifest.tasks}
+    return {0: 0} | {task.id: new[task.name] for task in old if task.name in new}
 
 
 def _rows_from(cfg: InitFromConfig, vocabulary: Vocabulary) -> dict[int, int] | None:

@@ -148,7 +148,7 @@ class SentencePiece(Vocabulary):
         try:
             self.model = pathlib.Path(path).read_bytes()
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
-            self.pieces = len(self._processor)
+            self.pieces = len(self._processor) - self._own_sentinels()
         except OSError as error:
             raise UserError(f'cannot read the vocabulary {path}: {error.strerror}') from error
         except RuntimeError as error:
@@ -159,6 +159,13 @@ class SentencePiece(Vocabulary):
                 f'{path} has pad, eos, unk = {ids}; train it with pad_id=0, eos_id=1, unk_id=2 '
                 '(mtpt.vocabulary.train does)'
             )
+
+    def _own_sentinels(self) -> int:
+        """How many sentinels end the model itself, as in mT5's (`▁<extra_id_99>` and on)."""
+        size = len(self._processor)
+        names = [self._processor.id_to_piece(size - 1 - i) for i in range(min(SENTINELS, size))]
+        own = [name.lstrip('▁') == f'<extra_id_{i}>' for i, name in enumerate(names)]
+        return SENTINELS if len(own) == SENTINELS and all(own) else 0
 
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)

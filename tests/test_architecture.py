@@ -8,11 +8,11 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    4: '__main__ flags run settings prepare record exams inspect_tasks sweep '
-    'report charts scores doctor versions',
+    4: '__main__ convert flags run settings prepare record exams task_ids specialisation extract '
+    'inspect_tasks sweep report charts scores score doctor versions',
     3: 'train',
     2: 'evaluate',
-    1: 'model tasks data checkpoint',
+    1: 'model tasks data checkpoint leaves',
     0: 'allocator mesh trees comparing config files log vocabulary',
 }
 FLOORS = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

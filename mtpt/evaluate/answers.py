@@ -20,7 +20,10 @@ SHOWN = 10  # answers whose shares a row lists
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """One text an example, and one on an empty input; all choices where they were ranked."""
+    """One text an example, and one on an empty input; all choices where they were ranked.
+
+    method: how they were come by, where that is not rank classification or greedy decoding.
+    """
 
     exam: Any
     examples: Sequence[dict]
@@ -31,6 +34,7 @@ class Answers:
     scores: Sequence[np.ndarray] | None = None
     picked: Sequence[int] | None = None
     empty_picked: Sequence[int] | None = None
+    method: str = ''
 
     @classmethod
     def ranked(cls, exam, examples, offered, scores, picked, empty_picked) -> 'Answers':
@@ -67,8 +71,8 @@ def rows(answers: Answers, cfg: Any) -> list[Row]:
             empty=None if empty is None else metric.reduce(empty.sum(0), count),
             examples=count,
             choices=float(np.mean([len(e['choices'] or ()) for e in answers.examples])),
-            method='rank classification' if ranked else 'greedy decoding',
-            normalisation=cfg.normalisation if ranked else None,
+            method=answers.method or ('rank classification' if ranked else 'greedy decoding'),
+            normalisation=cfg.normalisation if ranked and not answers.method else None,
             label_shares=shares(answers.texts),
             answer_shares=shares(right),
             position_shares=shares(map(str, answers.picked)) if ranked else None,

@@ -84,15 +84,16 @@ def spread(array: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def late(
-    results: Iterable[tuple[Any, jax.Array]], behind: int = 2
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Fetches device results a few batches late, so that the device never waits for the host."""
+def late(results: Iterable[tuple[Any, Any]], behind: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Fetches device results a few batches late, so that the device never waits for the host.
+
+    A result is an array or a tree of them.
+    """
     waiting: collections.deque = collections.deque()
     for key, value in results:
         waiting.append((key, value))
         if len(waiting) > behind:
             key, value = waiting.popleft()
-            yield key, np.asarray(value)
+            yield key, jax.tree.map(np.asarray, value)
     for key, value in waiting:
-        yield key, np.asarray(value)
+        yield key, jax.tree.map(np.asarray, value)

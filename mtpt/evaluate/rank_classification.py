@@ -6,6 +6,7 @@ asked for. An input is encoded once for all its choices; their number may differ
 to the next.
 
 B rows  S encoder positions  T decoder positions  Q (example, choice) pairs  D model width
+G segments of a row
 """
 
 import functools
@@ -31,7 +32,9 @@ MOST_LOGITS = 1 << 26  # of one batch on one device: 256 MB in float32
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
-def log_likelihood(cfg, params, inputs_BS, segments_BS, row_Q, targets_QT, real_QT) -> jax.Array:
+def log_likelihood(
+    cfg, params, inputs_BS, segments_BS, row_Q, targets_QT, real_QT, tasks_BG=None
+) -> jax.Array:
     """The log-likelihood of each pair's target, given the row of `inputs_BS` that `row_Q` names.
 
     Args:
@@ -43,8 +46,9 @@ def log_likelihood(cfg, params, inputs_BS, segments_BS, row_Q, targets_QT, real_
         inputs never cross devices.
       targets_QT: token ids of the choices, EOS included.
       real_QT: 1 on the tokens of a choice, 0 on padding.
+      tasks_BG: the id of the task of each input, 0 where unknown (G = 1).
     """
-    encoded = encode(cfg, params, inputs_BS, segments_BS)
+    encoded = encode(cfg, params, inputs_BS, segments_BS, tasks_BG)
 
     @functools.partial(jax.shard_map, out_specs=act('B'))
     def share(encoded, row_Q):
@@ -62,6 +66,7 @@ def scores(
     items: Sequence[Item],
     batch_tokens: int,
     progress: Progress | None = None,
+    tasks: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """The log-likelihood of every choice of every item, float32.
 
@@ -74,6 +79,7 @@ def scores(
       batch_tokens: the most positions of a batch on one device: encoder and decoder, summed over
         pairs.
       progress: called after each batch with the number of pairs it scored.
+      tasks: the id of the task of each item, for models that route by task; 0 where unknown.
 
     Raises:
       UserError: an item without choices, a choice without tokens, a score that is not finite.
@@ -87,7 +93,7 @@ def scores(
     mesh = batches.mesh_of(params)
     with jax.set_mesh(mesh):
         work = _batches(
-            [ids for ids, _ in items], choices, batch_tokens, batches.shards(mesh), cfg.V
+            [ids for ids, _ in items], choices, batch_tokens, batches.shards(mesh), cfg.V, tasks
         )
         results = (
             (owners, log_likelihood(cfg, params, *[batches.spread(a, mesh) for a in arrays]))
@@ -117,7 +123,7 @@ def _spell_out(values, choices):
     return values[[place[tuple(choice)] for choice in choices]]
 
 
-def _batches(inputs, choices, batch_tokens, n, V) -> Iterator[tuple[list, tuple]]:
+def _batches(inputs, choices, batch_tokens, n, V, tasks) -> Iterator[tuple[list, tuple]]:
     """Batches of few shapes, each with the (slot, item, first choice, last choice) it holds."""
     shapes = [
         (
@@ -148,7 +154,7 @@ def _batches(inputs, choices, batch_tokens, n, V) -> Iterator[tuple[list, tuple]
         B = min(Q, -(-len(parts) * Q // (needed * step)) * step)
         bins = list(_bins(parts, B, Q))
         for start in range(0, len(bins), n):
-            yield _batch(bins[start : start + n], inputs, choices, (n, B, Q, S, T))
+            yield _batch(bins[start : start + n], inputs, choices, tasks, (n, B, Q, S, T))
 
 
 def _bins(parts, B, Q) -> Iterator[list[tuple[int, int, int]]]:
@@ -164,12 +170,13 @@ def _bins(parts, B, Q) -> Iterator[list[tuple[int, int, int]]]:
     yield held
 
 
-def _batch(bins, inputs, choices, shape):
+def _batch(bins, inputs, choices, tasks, shape):
     """The arrays of `log_likelihood` for n devices, and who owns which slot of them."""
     n, B, Q, S, T = shape
     inputs_BS, segments_BS = np.zeros((n * B, S), np.int32), np.zeros((n * B, S), np.int32)
     targets_QT, real_QT = np.zeros((n * Q, T), np.int32), np.zeros((n * Q, T), np.int32)
     row_Q, owners = np.zeros(n * Q, np.int32), []
+    tasks_BG = np.zeros((n * B, 1), np.int32)
     segments_BS[:, 0] = 1  # attention over nothing has no value
     for d, held in enumerate(bins):
         slot = d * Q
@@ -177,13 +184,14 @@ def _batch(bins, inputs, choices, shape):
             ids = inputs[item]
             inputs_BS[d * B + row, : len(ids)] = ids
             segments_BS[d * B + row, : len(ids)] = 1
+            tasks_BG[d * B + row] = tasks[item] if tasks is not None else 0
             owners.append((slot, item, first, last))
             for choice in choices[item][first:last]:
                 targets_QT[slot, : len(choice)] = choice
                 real_QT[slot, : len(choice)] = 1
                 row_Q[slot] = row
                 slot += 1
-    return owners, (inputs_BS, segments_BS, row_Q, targets_QT, real_QT)
+    return owners, (inputs_BS, segments_BS, row_Q, targets_QT, real_QT, tasks_BG)
 
 
 def predict(score_O: np.ndarray) -> int:

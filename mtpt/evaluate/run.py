@@ -10,18 +10,20 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mtpt.config import UserError, choose
+from mtpt.evaluate import heads
 from mtpt.evaluate.answers import Answers, Row, records, rows
 from mtpt.evaluate.generate import generate
 from mtpt.evaluate.metrics import METRICS
 from mtpt.evaluate.rank_classification import NORMALISATIONS, distinct, predict, scores
 from mtpt.files import write
+from mtpt.model.task_routing import by_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class EvaluateConfig:
     no limit. `max_target_length` bounds generated answers in tokens; choices are always scored
     whole. `batch_tokens` bounds the positions of a batch on one device; scores do not depend on
     it. `bootstrap` is the number of resamples, seeded by `seed`. `empty_input` adds the score on
-    an empty input, which 'pmi' always needs.
+    an empty input, which 'pmi' always needs. `heads` lets a head answer what it can say.
     """
 
     normalisation: str = 'sum'
@@ -44,6 +46,7 @@ class EvaluateConfig:
     bootstrap: int = 1000
     seed: int = 0
     empty_input: bool = True
+    heads: bool = True
 
     def __post_init__(self):
         choose('normalisation', self.normalisation, NORMALISATIONS)
@@ -62,10 +65,12 @@ def evaluate(
     cfg: EvaluateConfig = EvaluateConfig(),
     progress: Callable[[int, int], None] | None = None,
     predictions: str | os.PathLike | None = None,
+    task_ids: Mapping[str, int] | None = None,
 ) -> list[Row]:
     """One row for each exam and each of its metrics, in the order of the exams.
 
-    Exams whose examples have choices are ranked, the others answered by greedy decoding. Runs
+    Exams whose examples have choices are ranked, the others answered by greedy decoding; those of
+    which a head of the model knows the answers as its labels, by that head. Runs
     under the mesh that is set, or the one that the parameters lie on; every process must call it
     with the same exams, and gets all rows.
 
@@ -79,6 +84,8 @@ def evaluate(
         generated answers.
       predictions: a file to write one JSON object an example to: input, answer given, scores,
         references.
+      task_ids: from the name of an exam to the id of its task, for models that route by task; one
+        that is not named is of a task that is not known.
 
     Raises:
       UserError: no exams, an exam without examples, an unknown metric, examples that do not fit
@@ -91,13 +98,31 @@ def evaluate(
         raise UserError('there is nothing to evaluate: the mixture has no exams; name one that has')
     sizes = limits([len(exam.examples) for exam in exams], cfg)
     taken = [list(exam.examples[:size]) for exam, size in zip(exams, sizes)]
+    asked = cfg.heads or model_cfg.kind == 'encoder'
+    answering = [
+        heads.answering(model_cfg, exam, examples) if asked else None
+        for exam, examples in zip(exams, taken)
+    ]
+    headed = [i for i, head in enumerate(answering) if head]
     ranked = [i for i, examples in enumerate(taken) if examples[0]['choices'] is not None]
-    generated = [i for i in range(len(exams)) if i not in set(ranked)]
+    ranked = [i for i in ranked if not answering[i]]
+    generated = [i for i in range(len(exams)) if i not in {*ranked, *headed}]
     count = _Counter(progress, taken)
+    known = dict(task_ids or {}) if by_task(model_cfg) else {}
     answers: dict[int, Answers] = {}
     for indices, answer in ((ranked, _rank), (generated, _generate)):
         pairs = [(exams[i], taken[i]) for i in indices]
-        answers |= zip(indices, answer(model_cfg, params, pairs, vocabulary, cfg, count))
+        ids = [known.get(exam.name, 0) for exam, _ in pairs]
+        answers |= zip(indices, answer(model_cfg, params, pairs, ids, vocabulary, cfg, count))
+    if headed:
+        by_heads = [(exams[i], taken[i], answering[i]) for i in headed]
+        ids = [known.get(exams[i].name, 0) for i in headed]
+        empties = [empty_input(taken[i], vocabulary) for i in headed] if cfg.empty_input else []
+        found = heads.answer(
+            model_cfg, params, by_heads, ids, empties, vocabulary, cfg.batch_tokens
+        )
+        count(sum(len(distinct(e['choices'] or [()])) for i in headed for e in taken[i]))
+        answers |= zip(headed, found)
     given = [answers[i] for i in range(len(exams))]
     if predictions is not None and jax.process_index() == 0:
         lines = [json.dumps(record) + '\n' for one in given for record in records(one, vocabulary)]
@@ -174,17 +199,19 @@ def empty_input(examples: Iterable[dict], vocabulary: Any) -> tuple[int, ...]:
     return mode + ((vocabulary.eos,) if ends or not mode else ())
 
 
-def _rank(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
+def _rank(model_cfg, params, exams, ids, vocabulary, cfg, count) -> list[Answers]:
     """Ranks the choices of all exams at once, so that they share batches and compilations."""
     items = [(e['inputs'], e['choices']) for _, examples in exams for e in examples]
+    tasks = [number for number, (_, examples) in zip(ids, exams) for _ in examples]
     if not items:
         return []
-    empties = (
-        _EmptyInputs(exams, vocabulary) if cfg.empty_input or cfg.normalisation == 'pmi' else None
-    )
+    empties = None
+    if cfg.empty_input or cfg.normalisation == 'pmi':
+        empties = _EmptyInputs(exams, ids, vocabulary)
     extra = empties.items if empties else []
     count.total += sum(len(choices) for _, choices in extra)
-    found = scores(model_cfg, params, items + extra, cfg.batch_tokens, count)
+    tasks += empties.tasks if empties else []
+    found = scores(model_cfg, params, items + extra, cfg.batch_tokens, count, tasks)
     if empties:
         empties.learn(found[len(items) :])
     found, answers = iter(found), []
@@ -212,48 +239,56 @@ def _compared(choices, texts, score_O, empty_O, cfg):
 
 
 class _EmptyInputs:
-    """The choices of all exams after an empty input: each distinct one is scored once."""
+    """The choices of all exams after an empty input: each distinct one is scored once.
 
-    def __init__(self, exams, vocabulary):
-        self.input = [empty_input(examples, vocabulary) for _, examples in exams]
+    Where routing goes by task, an empty input is one of a task.
+    """
+
+    def __init__(self, exams, tasks, vocabulary):
+        inputs = [empty_input(examples, vocabulary) for _, examples in exams]
+        self.asked = list(zip(tasks, inputs))
         choices = collections.defaultdict(dict)
-        for ids, (_, examples) in zip(self.input, exams):
+        for asked, (_, examples) in zip(self.asked, exams):
             for example in examples:
                 for choice in map(tuple, example['choices']):
                     # By length, so that one long choice does not pad them all.
-                    choices[ids, (len(choice) - 1).bit_length()][choice] = None
-        self.items = [(ids, list(group)) for (ids, _), group in choices.items()]
+                    choices[asked, (len(choice) - 1).bit_length()][choice] = None
+        self.groups = [(asked, list(group)) for (asked, _), group in choices.items()]
+        self.items = [(ids, group) for (_, ids), group in self.groups]
+        self.tasks = [task for (task, _), _ in self.groups]
 
     def learn(self, found):
-        pairs = zip(self.items, found)
-        self.score = {(ids, c): s for (ids, group), values in pairs for c, s in zip(group, values)}
+        pairs = zip(self.groups, found)
+        self.score = {(at, c): s for (at, group), values in pairs for c, s in zip(group, values)}
 
     def of(self, number, choices):
-        ids = self.input[number]
-        return np.array([self.score[ids, tuple(choice)] for choice in choices])
+        asked = self.asked[number]
+        return np.array([self.score[asked, tuple(choice)] for choice in choices])
 
 
-def _generate(model_cfg, params, exams, vocabulary, cfg, count) -> list[Answers]:
+def _generate(model_cfg, params, exams, ids, vocabulary, cfg, count) -> list[Answers]:
     """Answers the inputs of all exams at once, and an empty input for each that asks for one."""
     inputs = [e['inputs'] for _, examples in exams for e in examples]
     if not inputs:
         return []
-    empties = (
-        [empty_input(examples, vocabulary) for _, examples in exams] if cfg.empty_input else []
-    )
+    tasks = [number for number, (_, examples) in zip(ids, exams) for _ in examples]
+    empties = []
+    if cfg.empty_input:
+        empties = [(n, empty_input(examples, vocabulary)) for n, (_, examples) in zip(ids, exams)]
     bare = list(dict.fromkeys(empties))
     count.total += len(bare)
-    ids = generate(
+    made = generate(
         model_cfg,
         params,
-        inputs + bare,
+        inputs + [ids for _, ids in bare],
         cfg.max_target_length,
         cfg.batch_tokens,
         vocabulary.eos,
         count,
+        tasks + [number for number, _ in bare],
     )
-    texts = [vocabulary.decode(row) for row in ids]
-    ended = [vocabulary.eos in row for row in ids]
+    texts = [vocabulary.decode(row) for row in made]
+    ended = [vocabulary.eos in row for row in made]
     anyway = dict(zip(bare, texts[len(inputs) :]))
     start, answers = 0, []
     for number, (exam, examples) in enumerate(exams):

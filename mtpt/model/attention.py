@@ -4,13 +4,18 @@ B row  T query position  S key position  D model width  H heads  J key/value hea
 I query heads that share a key/value head  K head width
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mtpt.config import UserError
 from mtpt.mesh import act, axis_size, einsum
 from mtpt.model.config import AttentionConfig, ModelConfig
 from mtpt.model.layers import Aux, dropout, param
+from mtpt.model.mixture_of_heads import GATES, report
 from mtpt.model.positions import rotate
 
 MASKED = -1e9
@@ -34,6 +39,8 @@ class Attention(nnx.Module):
             self.k = param(rngs, dims, cfg, cfg.D**-0.5, J=J)
             self.v = param(rngs, dims, cfg, cfg.D**-0.5, J=J)
         self.o = param(rngs, 'HKD', cfg, (cfg.H * cfg.K) ** -0.5)
+        if own.routed_heads:
+            self.gates = GATES[own.head_router](cfg, own, rngs)
 
     def keys_values(self, y_BSD: jax.Array, positions: jax.Array | None = None) -> KeysValues:
         """Keys and values of the positions that are attended to, rotated where positions are."""
@@ -43,17 +50,43 @@ class Attention(nnx.Module):
         return k_BSJK if positions is None else rotate(k_BSJK, positions), v_BSJK
 
     def __call__(
-        self, x_BTD, keys_values, bias_1HTS, mask_B1TS, positions=None, key=None
+        self, x_BTD, keys_values, bias_1HTS, mask_B1TS, positions=None, key=None, real_BT=None
     ) -> tuple[jax.Array, Aux]:
-        """What each position gathers, and figures to report."""
+        """What each position gathers, and figures about those that `real_BT` says."""
         q_BTHK = einsum('BTD,DHK->BTHK', x_BTD, self.q)
-        if positions is not None:
-            q_BTHK = rotate(q_BTHK, positions)
-        if self.cfg.kernel == 'cudnn':
-            y_BTHK = _fused(q_BTHK, *keys_values, bias_1HTS, mask_B1TS)
+        turned_BTHK = q_BTHK if positions is None else rotate(q_BTHK, positions)
+        # One position at a time, as in decoding, is nothing that a fused kernel is made for.
+        if self.cfg.kernel == 'cudnn' and x_BTD.shape[1] > 1:
+            y_BTHK = _fused(turned_BTHK, *keys_values, bias_1HTS, mask_B1TS)
         else:
-            y_BTHK = _attend(q_BTHK, *keys_values, bias_1HTS, mask_B1TS, self.cfg.dropout, key)
-        return einsum('BTHK,HKD->BTD', y_BTHK, self.o), {}
+            y_BTHK = _attend(turned_BTHK, *keys_values, bias_1HTS, mask_B1TS, self.cfg.dropout, key)
+        aux = {}
+        if self.own.routed_heads:
+            gates_BTH, probs_BTQ, chosen_BTQ = self.gates(x_BTD, q_BTHK)
+            y_BTHK = y_BTHK * jax.reshard(gates_BTH, act('BTH'))[..., None].astype(y_BTHK.dtype)
+            if real_BT is not None:
+                aux = report(probs_BTQ, chosen_BTQ, real_BT, self.own.head_balance)
+        return einsum('BTHK,HKD->BTD', y_BTHK, self.o), aux
+
+
+def check_kernel(cfg: ModelConfig, platform: str, lengths: Mapping[str, int]) -> None:
+    """Checks that the attention kernel can train on a machine ('gpu', 'cpu', 'tpu').
+
+    lengths: those of the rows, by the setting that gives them.
+
+    Raises:
+      UserError: another machine than a GPU, or an odd length, for cuDNN.
+    """
+    if cfg.kernel != 'cudnn':
+        return
+    if platform != 'gpu':
+        raise UserError(
+            f"model.kernel='cudnn' needs a GPU, and this run is on a {platform.upper()}; set "
+            "model.kernel='xla'"
+        )
+    for name, length in lengths.items():
+        if length % 2:
+            raise UserError(f"{name}={length} must be even for model.kernel='cudnn'")
 
 
 def _attend(q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS, rate, key):
@@ -84,7 +117,19 @@ def _spread(x_BSJK: jax.Array, I: int) -> jax.Array:
 
 def _fused(q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS):
     """cuDNN's attention: one kernel, which keeps no scores; bfloat16 on a GPU."""
-    bias_1HTS = None if bias_1HTS is None else bias_1HTS.astype(q_BTHK.dtype)
-    return jax.nn.dot_product_attention(
-        q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS, scale=1.0, implementation='cudnn'
-    )
+    H, J = q_BTHK.shape[2], k_BSJK.shape[2]
+    if J < H and axis_size('tensor') > 1:
+        k_BSJK, v_BSJK = (_spread(x, H // J) for x in (k_BSJK, v_BSJK))
+        J = H
+    keys = act('BSHK' if J == H else 'BSJK')
+    bias = None if bias_1HTS is None else act('1HTS' if len(bias_1HTS) == 1 else 'BHTS')
+    specs = (act('BTHK'), keys, keys, bias, act('B1TS'))
+    arrays = (q_BTHK, k_BSJK, v_BSJK, bias_1HTS, mask_B1TS)
+
+    # The kernel knows nothing of meshes: each device calls it on its own rows and heads.
+    @partial(jax.shard_map, in_specs=specs, out_specs=act('BTHK'), check_vma=False)
+    def kernel(q, k, v, bias, mask):
+        bias = None if bias is None else bias.astype(q.dtype)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation='cudnn')
+
+    return kernel(*(None if x is None else jax.reshard(x, s) for x, s in zip(arrays, specs)))

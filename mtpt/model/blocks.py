@@ -76,12 +76,14 @@ class Shared(NamedTuple):
 class Block(nnx.Module):
     """A layer: self-attention, cross-attention in the decoder, the MLP; each normed and added."""
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool, kind: Kind):
+    def __init__(
+        self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool, kind: Kind, alone: bool = False
+    ):
         self.rate, self.kind = cfg.dropout, kind
         own = cfg.decoder_attention if cross else cfg.encoder_attention
         self.attention_norm = RMSNorm(cfg)
         self.attention = Attention(cfg, own, rngs, kind.keys)
-        if cross:
+        if cross and not alone:
             self.cross_norm = RMSNorm(cfg)
             self.cross = Attention(cfg, cfg.cross_attention, rngs, kind.cross_keys)
         self.mlp_norm = RMSNorm(cfg)
@@ -97,15 +99,16 @@ class Block(nnx.Module):
         h_BTD = self.attention_norm(x_BTD)
         if self.kind.keys:
             shared = shared._replace(own=self.attention.keys_values(h_BTD, view.positions))
+        real_BT = view.routing.real_BT
         h_BTD, aux = self.attention(
-            h_BTD, shared.own, view.bias_1HTT, view.mask_B1TT, view.positions, keys[0]
+            h_BTD, shared.own, view.bias_1HTT, view.mask_B1TT, view.positions, keys[0], real_BT
         )
         x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[1])
         if memory is not None:
             if self.kind.cross_keys:
                 shared = shared._replace(cross=self.cross.keys_values(memory.x_BSD))
             h_BTD, more = self.cross(
-                self.cross_norm(x_BTD), shared.cross, None, memory.mask_B1TS, None, keys[2]
+                self.cross_norm(x_BTD), shared.cross, None, memory.mask_B1TS, None, keys[2], real_BT
             )
             aux = _joined(aux, more)
             x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[3])
@@ -141,8 +144,12 @@ class Block(nnx.Module):
 
 
 def _joined(aux: Aux, more: Aux) -> Aux:
-    """The reports of two parts of a layer; what both report is added up."""
-    return aux | {name: x + aux[name] if name in aux else x for name, x in more.items()}
+    """The reports of two parts of a layer; of what both have, losses are added, others averaged."""
+
+    def both(name, x):
+        return x + aux[name] if name.startswith('loss/') else (x + aux[name]) / 2
+
+    return aux | {name: both(name, x) if name in aux else x for name, x in more.items()}
 
 
 class Pattern(nnx.Module):
@@ -154,10 +161,18 @@ class Pattern(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """Layers between the embedded tokens and the last norm."""
+    """Layers between the embedded tokens and the last norm.
+
+    cross: whether it has the decoder's settings; alone: a decoder without an encoder to look at.
+    """
 
     def __init__(
-        self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool, both_ways: bool | None = None
+        self,
+        cfg: ModelConfig,
+        rngs: nnx.Rngs,
+        cross: bool,
+        both_ways: bool | None = None,
+        alone: bool = False,
     ):
         self.cfg, self.cross = cfg, cross
         self.both_ways = not cross if both_ways is None else both_ways
@@ -167,7 +182,7 @@ class Stack(nnx.Module):
             self.relative_bias = bias_table(cfg, rngs)
         repeats = len(self.kinds) // self.period
         blocks = [
-            stack(lambda rngs, kind=kind: Block(cfg, rngs, cross, kind), repeats, rngs)
+            stack(lambda rngs, kind=kind: Block(cfg, rngs, cross, kind, alone), repeats, rngs)
             for kind in self.kinds[: self.period]
         ]
         self.layers = blocks[0] if self.period == 1 else Pattern(blocks)

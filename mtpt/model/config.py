@@ -5,6 +5,7 @@ N layers of a stack  E experts  M tasks  X width of a task's representation
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from mtpt.config import UserError, choose
@@ -48,16 +49,24 @@ class MoeConfig:
     top_k: experts a token.
     normalise: whether the gates of the chosen experts are scaled to sum to 1 (ST-MoE).
     dispatch: 'capacity', where an expert takes a bounded number of tokens and drops the rest, or
-      'dropless'.
-    capacity, eval_capacity: slots of an expert, as a multiple of an even share of the tokens.
-    group: tokens that share the slots of an expert; 0: all of a device's.
+      'dropless'. Routing by task is dropless and so is decoding step by step; expert choice always
+      has slots.
+    capacity, eval_capacity: slots of an expert, as a multiple of an even share of the tokens, in
+      training and without dropout (evaluation).
+    group: tokens that share the slots of an expert, one after the other in the rows of a batch; 0:
+      all of a device's, so that which tokens are dropped depends on the number of devices. In
+      training it must divide the tokens of a device.
     shared: experts that take every token, beside the routed ones.
     balance, z_loss: weights of the load-balance loss (2101.03961, 2.2) and of the router z-loss
       (2202.08906, 3.2).
     jitter: the router's input is multiplied by uniform noise of 1 - jitter to 1 + jitter.
+    dropout: of an expert's hidden features; None: the model's (Switch fine-tunes with 0.4, and 0.1
+      elsewhere).
     prioritised: slots go to the tokens of the highest gates first (2106.05974; encoder only).
     X: width of a task's representation, for the routers that know the task.
     task_from: what a task's representation is made of: 'id', 'prompt' or 'both'.
+    forget: with 'both', how often in training a segment's id is left out, so that the prompt alone
+      comes to do for tasks that are not known.
     task_choice: how 'task' routes a whole task: 'soft', 'gumbel' or 'hard'.
     temperature: of task-level routing.
     experts_of: for 'enforced', entries such as 'summarization=2': a family, data set or task, and
@@ -81,13 +90,55 @@ class MoeConfig:
     balance: float = 1e-2
     z_loss: float = 1e-3
     jitter: float = 0.0
+    dropout: float | None = None
     prioritised: bool = False
     X: int = 64
     task_from: str = 'both'
+    forget: float = 0.1
     task_choice: str = 'gumbel'
     temperature: float = 1.0
     experts_of: tuple[str, ...] = ()
     expert_of_task: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """A head on the encoder: what it reads of each segment's inputs, and what it is taught.
+
+    name: what its weights and figures are called.
+    kind: 'classification', one label of several; 'multi_label', any of them; 'token_labels', one
+      label a word; 'contrastive', inputs beside their targets, both encoded (`heads.KINDS`).
+    tasks: globs over task names and families: whose segments teach it, whose exams it answers.
+    depth: after which layer of the encoder it reads, counted from 1 (HMTL, 1811.06031); 0: the
+      top, after the last norm.
+    weight: of its loss in the objective.
+    pooling: how a segment is read: 'query', by a decoder of one layer over learnt queries (EncT5,
+      2110.08426); 'attention', a softmax over its positions; 'mean'; '': 'mean' for 'contrastive',
+      else 'query'.
+    labels: the texts of the labels, `|` between those that mean the same: 'yes|true'.
+    separator: between the labels of a 'multi_label' target.
+    nothing: the 'multi_label' target that holds no label.
+    temperature: what cosines are divided by.
+    negatives: the targets that a contrastive head sets against the right one: those of the whole
+      'batch', or of the same 'task'.
+    """
+
+    name: str = 'head'
+    kind: str = 'classification'
+    tasks: tuple[str, ...] = ('*',)
+    depth: int = 0
+    weight: float = 1.0
+    pooling: str = ''
+    labels: tuple[str, ...] = ()
+    separator: str = ', '
+    nothing: str = 'none'
+    temperature: float = 0.05
+    negatives: str = 'batch'
+
+    @property
+    def columns(self) -> int:
+        """How many columns of a batch's 'segment_labels' are this head's."""
+        return len(self.labels) if self.kind == 'multi_label' else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +149,9 @@ class ModelConfig:
     nothing) is taken from that line, any other overrides it. `V` comes from the vocabulary, `M`
     from the table of tasks. `resolve` fills them in.
 
-    kind: 'encoder_decoder', or 'prefix_lm', one stack that reads inputs and then targets.
+    kind: 'encoder_decoder'; 'prefix_lm', one stack (the decoder's layers) that reads inputs and
+      then targets; or 'encoder', for heads alone.
+    heads: what else than text the encoder is to give.
     mlp: the hidden layer's activation (`layers.MLPS`).
     positions: 'relative' (T5's learnt bias), 'rope' (2104.09864) or 'none'.
     kernel: how attention is computed: 'xla', or 'cudnn' (GPU, bfloat16).
@@ -129,12 +182,13 @@ class ModelConfig:
     remat: str = 'full'
     kernel: str = 'xla'
     scan: bool = True
+    heads: tuple[HeadConfig, ...] = ()
 
     @property
     def letters(self) -> dict[str, int]:
         """The sizes of the dimensions that weights have, by letter."""
         own = dict(V=self.V, D=self.D, H=self.H, K=self.K, F=self.F, U=self.buckets)
-        return own | dict(E=self.moe.E, M=self.M + 1, X=self.moe.X)
+        return own | dict(E=self.moe.E, Y=self.moe.E, M=self.M + 1, X=self.moe.X)
 
 
 def resolve(cfg: ModelConfig, V: int = 0, M: int = 0) -> ModelConfig:
@@ -164,7 +218,8 @@ def resolve(cfg: ModelConfig, V: int = 0, M: int = 0) -> ModelConfig:
 
 
 def _check(cfg: ModelConfig) -> None:
-    for name in ('V', 'D', 'H', 'K', 'F', 'decoder_layers'):
+    decoder = () if cfg.kind == 'encoder' else ('decoder_layers',)
+    for name in ('V', 'D', 'H', 'K', 'F', *decoder):
         if getattr(cfg, name) < 1:
             raise UserError(f'model.{name}={getattr(cfg, name)} must be at least 1')
     if cfg.kind != 'prefix_lm' and cfg.encoder_layers < 1:
@@ -191,12 +246,24 @@ def _check(cfg: ModelConfig) -> None:
             f"model.kernel='cudnn' computes in bfloat16 and model.dtype={cfg.dtype!r}; set "
             "model.dtype='bfloat16', or model.kernel='xla'"
         )
+    if cfg.kernel == 'cudnn' and cfg.dropout:
+        raise UserError(
+            f"model.kernel='cudnn' drops no attention weights and model.dropout={cfg.dropout}; set "
+            "model.dropout=0, or model.kernel='xla'"
+        )
+    if cfg.kernel == 'cudnn' and (cfg.K % 8 or cfg.K > 256):
+        raise UserError(
+            f"model.K={cfg.K} must be a multiple of 8, at most 256, for model.kernel='cudnn'"
+        )
     if cfg.positions == 'rope' and cfg.K % 2:
         raise UserError(f"model.K={cfg.K} must be even for model.positions='rope'")
     for place in ('encoder', 'decoder', 'cross'):
         _check_attention(cfg, place)
     if cfg.moe.E:
         _check_moe(cfg)
+    _check_kind(cfg)
+    for head in cfg.heads:
+        _check_head(cfg, head)
 
 
 def _check_attention(cfg: ModelConfig, place: str) -> None:
@@ -214,6 +281,12 @@ def _check_attention(cfg: ModelConfig, place: str) -> None:
         raise UserError(f'{where}.routed_heads={routed} must be at most the H={cfg.H} heads')
     if routed and not 1 <= top <= routed:
         raise UserError(f'{where}.top_heads={top} must be from 1 to {where}.routed_heads={routed}')
+    if top and not routed:
+        raise UserError(
+            f'{where}.top_heads={top} chooses among no heads; set {where}.routed_heads too'
+        )
+    if attention.head_balance < 0:
+        raise UserError(f'{where}.head_balance={attention.head_balance} must be at least 0')
 
 
 def _check_moe(cfg: ModelConfig) -> None:
@@ -245,17 +318,140 @@ def _check_moe(cfg: ModelConfig) -> None:
     for name in ('capacity', 'eval_capacity', 'temperature'):
         if getattr(moe, name) <= 0:
             raise UserError(f'model.moe.{name}={getattr(moe, name)} must be above 0')
-    if not 0 <= moe.jitter < 1:
-        raise UserError(f'model.moe.jitter={moe.jitter} must be at least 0 and below 1')
-    wrong = [e for e in moe.expert_of_task if not 0 <= e < moe.E]
-    if wrong:
+    for name in ('jitter', 'forget'):
+        if not 0 <= getattr(moe, name) < 1:
+            raise UserError(
+                f'model.moe.{name}={getattr(moe, name)} must be at least 0 and below 1'
+            )
+    if moe.dropout is not None and not 0 <= moe.dropout < 1:
+        raise UserError(f'model.moe.dropout={moe.dropout} must be at least 0 and below 1')
+    _check_slots(cfg)
+    _check_experts_of(moe)
+
+
+def _check_slots(cfg: ModelConfig) -> None:
+    """Settings of slots, where no experts have slots."""
+    moe, routers = cfg.moe, {}
+    for place in ('encoder', 'decoder'):
+        there = place == 'decoder' or cfg.kind != 'prefix_lm'
+        there = there and not (place == 'decoder' and cfg.kind == 'encoder')
+        if there and getattr(moe, place) not in (0, ()):
+            routers[place] = getattr(moe, f'{place}_router')
+    bounded = moe.dispatch == 'capacity'
+    if moe.prioritised and not (bounded and routers.get('encoder') == 'top_k'):
         raise UserError(
-            f'model.moe.experts_of names expert {wrong[0]}, and model.moe.E={moe.E} experts are '
-            f'counted from 0 to {moe.E - 1}'
+            'model.moe.prioritised orders who gets a slot in the encoder (in the decoder later '
+            'positions would push out earlier ones), so it needs sparse encoder layers with '
+            "encoder_router='top_k' and dispatch='capacity'"
+        )
+    slots = [r for r in routers.values() if r == 'expert_choice' or (bounded and r == 'top_k')]
+    if moe.group and not slots:
+        raise UserError(
+            f'model.moe.group={moe.group} shares slots, and none of the experts has any; set it to '
+            "0, or use dispatch='capacity' with the router 'top_k'"
         )
 
 
-KINDS = ('encoder_decoder', 'prefix_lm')
+def _check_experts_of(moe: MoeConfig) -> None:
+    enforced = 'enforced' in (moe.encoder_router, moe.decoder_router)
+    if enforced and not (moe.experts_of or moe.expert_of_task):
+        raise UserError(
+            "the router 'enforced' needs model.moe.experts_of, such as ('summarisation=2', '*=0')"
+        )
+    sent = [*named_experts(moe.experts_of).items(), *enumerate(moe.expert_of_task)]
+    for name, expert in sent:
+        if not 0 <= expert < moe.E:
+            raise UserError(
+                f'model.moe.experts_of sends {name!r} to expert {expert}, and model.moe.E={moe.E} '
+                f'experts are counted from 0 to {moe.E - 1}'
+            )
+
+
+def named_experts(experts_of: tuple[str, ...]) -> dict[str, int]:
+    """From a name to its expert, of entries 'NAME=EXPERT'.
+
+    Raises:
+      UserError: an entry of another form, or a name with two experts.
+    """
+    found: dict[str, int] = {}
+    for entry in experts_of:
+        name, _, number = entry.rpartition('=')
+        name = name.strip()
+        if not name or not number.strip().isdecimal():
+            raise UserError(
+                f'model.moe.experts_of has {entry!r}; an entry is NAME=EXPERT, such as '
+                "'summarisation=2' or '*=0'"
+            )
+        if found.setdefault(name, int(number)) != int(number):
+            raise UserError(f'model.moe.experts_of sends {name!r} to two experts')
+    return found
+
+
+def _check_kind(cfg: ModelConfig) -> None:
+    if cfg.kind == 'prefix_lm':
+        for place in ('encoder', 'cross'):
+            if getattr(cfg, f'{place}_attention') != AttentionConfig():
+                raise UserError(
+                    f"model.{place}_attention says something of a part that model.kind='prefix_lm' "
+                    'does not have; set model.decoder_attention'
+                )
+        if cfg.heads:
+            raise UserError(
+                "model.heads read an encoder, which model.kind='prefix_lm' does not have; set "
+                "model.kind='encoder_decoder' or 'encoder'"
+            )
+    if cfg.kind == 'encoder' and not cfg.heads:
+        raise UserError(
+            "model.kind='encoder' gives nothing without heads; add one to model.heads, or set "
+            "model.kind='encoder_decoder'"
+        )
+    names = [head.name for head in cfg.heads]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f'two of model.heads are called {twice[0]!r}; give each its own name')
+
+
+def _check_head(cfg: ModelConfig, head: HeadConfig) -> None:
+    where = f'model.heads: {head.name!r}'
+    if not re.fullmatch(r'[A-Za-z_]\w*', head.name):
+        raise UserError(f'{where} is no name for a head; use letters, digits and _')
+    choose(f'kind of head (of {head.name!r})', head.kind, HEADS)
+    if not 0 <= head.depth <= cfg.encoder_layers:
+        raise UserError(
+            f'{where} has depth={head.depth}, and the encoder has {cfg.encoder_layers} layers; '
+            f'choose 1 to {cfg.encoder_layers}, or 0 for the top'
+        )
+    if head.weight < 0:
+        raise UserError(f'{where} has weight={head.weight}, which must be at least 0')
+    choose(f'pooling (of head {head.name!r})', head.pooling or 'query', dict.fromkeys(POOLINGS))
+    if head.kind == 'token_labels' and head.pooling not in ('', 'query'):
+        raise UserError(
+            f"{where} labels every word, and pooling={head.pooling!r} makes one of all; set 'query'"
+        )
+    for field in dataclasses.fields(head)[6:]:
+        if field.name not in HEADS[head.kind] and getattr(head, field.name) != field.default:
+            raise UserError(f'{where} is of kind {head.kind!r}, which has no {field.name}')
+    if 'labels' in HEADS[head.kind] and len(head.labels) < (head.kind != 'multi_label') + 1:
+        raise UserError(f'{where} has {len(head.labels)} labels; list the texts of its labels')
+    texts = [text for label in head.labels for text in label.split('|')]
+    twice = sorted({text for text in texts if texts.count(text) > 1})
+    if twice:
+        raise UserError(f'{where} has {twice[0]!r} twice among its labels')
+    if head.temperature <= 0:
+        raise UserError(f'{where} has temperature={head.temperature}, which must be above 0')
+    choose(f'negatives (of head {head.name!r})', head.negatives, dict.fromkeys(NEGATIVES))
+
+
+KINDS = ('encoder_decoder', 'prefix_lm', 'encoder')
+# The kinds of heads, and which of the fields after `pooling` they have.
+HEADS = dict(
+    classification=('labels',),
+    multi_label=('labels', 'separator', 'nothing'),
+    token_labels=('labels',),
+    contrastive=('temperature', 'negatives'),
+)
+POOLINGS = ('query', 'attention', 'mean')
+NEGATIVES = ('batch', 'task')
 MLPS = ('relu', 'gelu', 'reglu', 'geglu', 'swiglu')
 POSITIONS = ('relative', 'rope', 'none')
 KERNELS = ('xla', 'cudnn')

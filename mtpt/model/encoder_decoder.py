@@ -7,12 +7,13 @@ H heads  X width of a task's representation
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mtpt.model import heads
 from mtpt.model.blocks import Memory, Stack, View, empty_keys
 from mtpt.model.config import ModelConfig
 from mtpt.model.layers import Aux, Logits, lookup, param, tied_logits
@@ -52,6 +53,36 @@ class Cache:
     place: jax.Array
     length: int
 
+    def repeat(self, n: int) -> 'Cache':
+        """The cache of n hypotheses a row, which lie side by side: rows n i to n i + n - 1."""
+        found = {
+            name: _by_device(lambda x, axis=axis: jnp.repeat(x, n, axis), getattr(self, name))
+            for name, axis in ROWS_AXIS.items()
+        }
+        return dataclasses.replace(self, **found)
+
+    def reorder(self, row_B: jax.Array) -> 'Cache':
+        """Each row goes on from what the row that `row_B` names has decoded.
+
+        Rows are counted within their device, and may only take from rows of the same input: what
+        the hypotheses of an input share is left where it is.
+        """
+        axis = ROWS_AXIS['own']
+        own = _by_device(lambda x, row_B: jnp.take(x, row_B, axis, mode='clip'), self.own, row_B)
+        return dataclasses.replace(self, own=own)
+
+
+ROWS_AXIS = dict(own=1, cross=1, mask_B11S=0, routing=0)  # where the fields of a cache have rows
+
+
+def _by_device(f: Any, tree: Any, *others: jax.Array) -> Any:
+    """Maps `f` over the arrays of a tree, on each device's own part of them."""
+
+    def local(x):
+        return jax.shard_map(f, out_specs=jax.typeof(x).sharding.spec)(x, *others)
+
+    return jax.tree.map(local, tree)
+
 
 class EncoderDecoder(nnx.Module):
     """The whole model; `functional` calls its methods with a plain tree of parameters."""
@@ -65,6 +96,11 @@ class EncoderDecoder(nnx.Module):
             self.logits = Logits(cfg, rngs)
         if knows_tasks(cfg):
             self.tasks = TaskRepresentation(cfg, rngs)
+        if cfg.heads:
+            self.heads = heads.Heads(cfg, rngs)
+
+    look = heads.look
+    told = heads.told
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return lookup(self.token_embedding, tokens_BT, self.cfg.dtype)
@@ -93,11 +129,18 @@ class EncoderDecoder(nnx.Module):
         x_BSD, y_BTD = both[:, :S], both[:, S:]
         task_BGX = self.represented(x_BSD, segments_BS, tasks_BG, keys[2])
         view = self.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
-        x_BSD, encoder_aux = self.encoder(x_BSD, view, key=keys[0])
+        deep = heads.needs_layers(self.cfg)
+        read = self.encoder(x_BSD, view, key=keys[0], all_layers=deep)
+        layers, encoder_aux = heads.layers_of(*read)
+        x_BSD = layers.top_BSD
         view = self.decoder.view(segments_BT, of_tokens(segments_BT, tasks_BG, task_BGX))
         memory = Memory(x_BSD, same_segment(segments_BT, segments_BS))
         y_BTD, decoder_aux = self.decoder(y_BTD, view, memory, keys[1])
-        return self.head(y_BTD), dict(encoder=encoder_aux, decoder=decoder_aux)
+        reports = dict(encoder=encoder_aux, decoder=decoder_aux)
+        if self.cfg.heads and 'segment_labels' in batch:
+            key = None if key is None else jax.random.fold_in(key, len(keys))
+            reports |= heads.teach(self, layers, batch, key)
+        return self.head(y_BTD), reports
 
     def encode(self, tokens_BS, segments_BS, tasks_BG) -> Encoded:
         """The inputs read, without dropout."""

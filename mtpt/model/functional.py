@@ -20,11 +20,13 @@ from flax import nnx
 from mtpt.mesh import AXES, require_mesh, rows
 from mtpt.model.config import ModelConfig
 from mtpt.model.encoder_decoder import Cache, Encoded, EncoderDecoder
+from mtpt.model.encoder_only import EncoderOnly
 from mtpt.model.layers import Aux
+from mtpt.model.prefix_lm import PrefixLM
 
 Params = dict[str, Any]
 
-KINDS = dict(encoder_decoder=EncoderDecoder)
+KINDS = dict(encoder_decoder=EncoderDecoder, prefix_lm=PrefixLM, encoder=EncoderOnly)
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> Params:
@@ -119,6 +121,9 @@ def apply(
         route by task.
       key: for dropout and routing noise; None means evaluation.
 
+    A model with heads teaches them where the batch holds 'segment_labels'. Without a decoder its
+    logits are None, and 'segments' [B, G, 3] are the sums of its heads: losses, right, labels.
+
     Returns:
       Beside the logits, means over the layers that report; entries 'loss/*' are terms of the
       objective, 'routing/*' are not averaged: [N, M + 1, E] tokens by layer, task and expert.
@@ -126,6 +131,24 @@ def apply(
     batch = {name: rows(x) for name, x in batch.items()}
     logits_BTV, reports = module(cfg, params)(batch, key)
     return logits_BTV, averaged(reports)
+
+
+def told(
+    cfg: ModelConfig,
+    params: Params,
+    tokens_BS: jax.Array,
+    segments_BS: jax.Array,
+    tasks_BG: jax.Array | None = None,
+    segments: int = 1,
+) -> dict[str, jax.Array]:
+    """What each head tells of inputs, without dropout, by the head's name.
+
+    Logits in float32 [B, G, O] of 'classification' and 'multi_label', [B, S, O] of 'token_labels';
+    of 'contrastive' embeddings of length 1 [B, G, D]. G is `segments`: how many a row has at most.
+    """
+    tokens_BS, segments_BS = rows(tokens_BS), rows(segments_BS)
+    tasks_BG = jnp.zeros_like(segments_BS[:, :segments]) if tasks_BG is None else rows(tasks_BG)
+    return module(cfg, params).told(tokens_BS, segments_BS, tasks_BG, segments)
 
 
 def averaged(reports: Mapping[str, Aux]) -> Aux:
@@ -136,6 +159,8 @@ def averaged(reports: Mapping[str, Aux]) -> Aux:
         for name, x in report.items():
             if name == 'routing':
                 routing[f'routing/{stack}'] = x
+            elif name == 'segments':
+                routing[name] = x
             else:
                 found.setdefault(name, []).append(x)
     return {name: jnp.mean(jnp.concatenate(x), axis=0) for name, x in found.items()} | routing

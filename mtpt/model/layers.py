@@ -50,12 +50,13 @@ class RMSNorm(nnx.Module):
 class Mlp(nnx.Module):
     """The hidden layer; the gated kinds multiply an activated projection by a plain one."""
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, F: int = 0):
         self.rate, self.kind = cfg.dropout, cfg.mlp
+        F = F or cfg.F
         if MLPS[cfg.mlp].gated:
-            self.gate = param(rngs, 'DF', cfg, cfg.D**-0.5)
-        self.up = param(rngs, 'DF', cfg, cfg.D**-0.5)
-        self.down = param(rngs, 'FD', cfg, cfg.F**-0.5)
+            self.gate = param(rngs, 'DF', cfg, cfg.D**-0.5, F=F)
+        self.up = param(rngs, 'DF', cfg, cfg.D**-0.5, F=F)
+        self.down = param(rngs, 'FD', cfg, F**-0.5, F=F)
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
         activation, gated = MLPS[self.kind]

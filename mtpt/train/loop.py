@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -79,8 +80,11 @@ def begin(
     checkpoints: Checkpoints,
     source: InitFromConfig | None = None,
     rows: Mapping[int, int] | None = None,
+    tasks: Mapping[int, int] | None = None,
 ) -> Start:
     """Makes the state to train from; a checkpoint of the run itself goes before `source`.
+
+    rows, tasks: where what `source` learnt of a token and of a task goes (see `init_from`).
 
     Raises:
       UserError: a checkpoint that is damaged or of another model.
@@ -93,7 +97,8 @@ def begin(
     with jax.set_mesh(mesh):
         state, notes = new_state(model_cfg, tx, cfg.seed), []
         if source is not None and source.path:
-            params, notes = init_from(source, state.params, functional.dims(model_cfg), rows)
+            dims = functional.dims(model_cfg)
+            params, notes = init_from(source, state.params, dims, rows, tasks, model_cfg)
             state = state._replace(params=params)
     return Start(state, notes=tuple(notes))
 
@@ -113,6 +118,7 @@ def fit(
     validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None,
     evaluate: Callable[[int, Any], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
+    routed: Callable[[int, Mapping[str, np.ndarray]], Mapping[str, float]] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
 
@@ -123,6 +129,8 @@ def fit(
       provenance: gives what is saved with every checkpoint, as it is at that time.
       validation: makes the validation batches anew each time.
       evaluate: gives flat metrics for (step, params), every `evaluate_every` steps (0: never).
+      routed: gives flat metrics for (step, counts) after a validation of a model with experts; the
+        counts are those of `make_validation_step`, 'routing/*'.
 
     Returns:
       The last state, and the last figures of validation and evaluation.
@@ -150,8 +158,9 @@ def fit(
     with jax.set_mesh(mesh), Signals(writer.say) as signals:
         train_step = make_train_step(model_cfg, tx, len(tasks), **_loss(cfg))
         judge = _judge(
-            cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, checkpoints.judged
-        )
+            cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, checkpoints.judged,
+            routed,
+        )  # fmt: skip
         batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
         try:
             while step < cfg.steps and not signals.agreed(step, state):
@@ -217,7 +226,7 @@ def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
 
 
 def _judge(
-    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint
+    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint, routed
 ) -> Callable[..., dict[str, float]]:
     """Gives what is due after a step: validation, evaluation, both or nothing."""
     sums = validation and make_validation_step(model_cfg, len(tasks))
@@ -227,7 +236,8 @@ def _judge(
         due = _due(cfg.validate_every, step) or step == cfg.steps
         if validation and (due or judges_checkpoint(step)):
             settle()
-            figures |= validate(sums, params, validation(), tasks, mesh)
+            told = partial(routed, step) if routed else None
+            figures |= validate(sums, params, validation(), tasks, mesh, told)
         if evaluate and _due(evaluate_every, step):
             settle()
             figures |= evaluate(step, params)
@@ -241,11 +251,17 @@ def _due(every: int, step: int) -> bool:
 
 
 def validate(
-    sums: Callable, params: Any, batches: Iterable[dict], tasks: Sequence[str], mesh: Any
+    sums: Callable,
+    params: Any,
+    batches: Iterable[dict],
+    tasks: Sequence[str],
+    mesh: Any,
+    routed: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] | None = None,
 ) -> dict[str, float]:
     """The mean loss and accuracy over the tokens of all batches, and of those of each task.
 
-    sums: what `make_validation_step` made.
+    sums: what `make_validation_step` made; routed: gives more figures for its 'routing/*', where
+    there are any.
     """
     total = None
     for batch in batches:
@@ -265,13 +281,16 @@ def validate(
         if tokens[i]:
             figures[f'valid/task/{name}/loss'] = losses[i] / tokens[i]
             figures[f'valid/task/{name}/accuracy'] = correct[i] / tokens[i]
+    counts = {name: np.asarray(x) for name, x in total.items() if name.startswith('routing/')}
+    if counts and routed:
+        figures |= routed(counts)
     return {name: float(value) for name, value in figures.items()}
 
 
 def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A batch without the axis of accumulation."""
     return {
-        name: x.reshape(-1, x.shape[-1]) if np.ndim(x) > len(BATCH_DIMS[name]) else x
+        name: x.reshape(-1, *x.shape[2:]) if np.ndim(x) > len(BATCH_DIMS[name]) else x
         for name, x in batch.items()
     }
 

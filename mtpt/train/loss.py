@@ -87,6 +87,25 @@ def task_sums(
     columns = [weigh(losses['nll'], weights_BT), weigh(losses['correct'], weights_BT), weights_BT]
     ids_BG = batch['segment_task_ids']
     sums_MQ = by_task(jnp.stack(columns, -1), batch['decoder_segment_ids'], ids_BG, M)
+    return _named(sums_MQ, ids_BG)
+
+
+def label_sums(
+    sums_BGQ: jax.Array, batch: Mapping[str, jax.Array], M: int
+) -> dict[str, jax.Array]:
+    """The figures of each task, [M + 1], where there is no text to predict but labels.
+
+    sums_BGQ: of each segment the summed loss of its labels, how many are right, and how many.
+    """
+    ids_BG = batch['segment_task_ids']
+    G = ids_BG.shape[1]
+    segments_BG = jnp.where(ids_BG > 0, jnp.arange(1, G + 1), 0)
+    return _named(by_task(sums_BGQ, segments_BG, ids_BG, M), ids_BG)
+
+
+def _named(sums_MQ: jax.Array, ids_BG: jax.Array) -> dict[str, jax.Array]:
+    """The sums by task under their names, and the segments of each task."""
+    M = len(sums_MQ) - 1
 
     def count(ids_BG):
         ones = jnp.ones_like(ids_BG, jnp.float32).reshape(-1)

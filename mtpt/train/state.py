@@ -1,6 +1,6 @@
 """All that training carries from one step to the next, and where it begins.
 
-V vocabulary
+V vocabulary  M tasks
 """
 
 import dataclasses
@@ -15,8 +15,10 @@ import numpy as np
 from jax import P
 
 from mtpt.checkpoint import Checkpoints
-from mtpt.config import UserError, nearest
+from mtpt.config import UserError, nearest, read
 from mtpt.model import functional
+from mtpt.model.config import ModelConfig
+from mtpt.model.remodel import carried
 from mtpt.train.optimizer import Optimizer
 from mtpt.trees import flatten, unflatten
 
@@ -84,14 +86,19 @@ def init_from(
     params: Mapping[str, Any],
     dims: Mapping[str, Any],
     rows: Mapping[int, int] | None = None,
+    tasks: Mapping[int, int] | None = None,
+    model_cfg: ModelConfig | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Replaces fresh parameters by those of another run.
+    """Replaces fresh parameters by those of another run, remodelled where its model differs.
 
     Args:
       params: the fresh parameters, which also say where the others are to lie.
       dims: the letters of their axes.
       rows: from ids of the old vocabulary to those of the new one; by default they stay and new
         ones come after. Rows that no old id goes to keep their fresh values.
+      tasks: the same for the ids of tasks (0, that of padding, included).
+      model_cfg: the model that the parameters are of; what the other run's becomes of it says
+        `model.remodel`.
 
     Returns:
       The parameters, and sentences on what was taken, what stayed fresh, and what was left over.
@@ -99,8 +106,7 @@ def init_from(
     Raises:
       UserError: no such run, a pattern that matches nothing, or a shape that does not fit.
     """
-    source = Checkpoints(cfg.path, read_only=True)
-    stored = flatten(source.load_params(None if cfg.step < 0 else cfg.step))
+    stored, remodelled = _stored(cfg, params, model_cfg)
     fresh, letters = flatten(params), flatten(dims)
     for pattern in (*cfg.include, *cfg.exclude):
         if not fnmatch.filter(stored, pattern):
@@ -113,7 +119,7 @@ def init_from(
         raise UserError(
             f'init_from: {cfg.path} has no parameter of this model; it has: {_some(stored)}'
         )
-    moved = {p: _fitted(p, stored[p], fresh[p], letters[p], rows) for p in taken}
+    moved = {p: _fitted(p, stored[p], fresh[p], letters[p], dict(V=rows, M=tasks)) for p in taken}
     placed = {p: jax.device_put(x, fresh[p].sharding) for p, x in moved.items()}
     notes = [f'{len(taken)} of {len(fresh)} parameters come from {cfg.path}']
     if fresh.keys() - wanted:
@@ -122,7 +128,17 @@ def init_from(
         notes.append(
             f'these are in {cfg.path} and not in this model: {_some(stored.keys() - fresh.keys())}'
         )
-    return unflatten(fresh | placed), notes
+    return unflatten(fresh | placed), notes + remodelled
+
+
+def _stored(cfg: InitFromConfig, fresh: Any, model_cfg: Any) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of the other run by path, as the model has them, and what was done to them."""
+    source, step = Checkpoints(cfg.path, read_only=True), None if cfg.step < 0 else cfg.step
+    params, notes = source.load_params(step), []
+    told = source.load_provenance(step).get('model')
+    if told and model_cfg:
+        params, notes = carried(params, read(ModelConfig, told, f'{cfg.path}: model'), model_cfg, fresh)
+    return flatten(params), notes
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
@@ -136,10 +152,15 @@ def _some(paths: Any) -> str:
 
 
 def _fitted(
-    path: str, old: np.ndarray, fresh: jax.Array, dims: str, rows: Mapping[int, int] | None
+    path: str,
+    old: np.ndarray,
+    fresh: jax.Array,
+    dims: str,
+    rows_of: Mapping[str, Mapping[int, int] | None],
 ) -> Any:
-    """An old weight in the new shape, which may differ along the vocabulary."""
-    axis = dims.find('V')
+    """An old weight in the new shape, which may differ along the vocabulary or the tasks."""
+    letter = next((letter for letter in rows_of if letter in dims), '')
+    axis, rows = (dims.find(letter), rows_of[letter]) if letter else (-1, None)
     others = [
         size[:axis] + size[axis + 1 :] if axis >= 0 else size for size in (old.shape, fresh.shape)
     ]

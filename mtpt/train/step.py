@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mtpt.model import functional
-from mtpt.train.loss import normalizer, task_sums, token_losses, weigh
+from mtpt.train.loss import label_sums, normalizer, task_sums, token_losses, weigh
 from mtpt.train.optimizer import Optimizer
 from mtpt.train.state import TrainState
 
@@ -37,22 +37,28 @@ def make_train_step(
     A batch with a leading axis A is taken in A parts whose gradients add up to those of the whole:
     every part is divided by the real tokens (or the asked-for factor) of all of them. Where the
     loss or the gradient is not finite, parameters and optimizer stay as they were and `skipped`
-    counts on. What the model reports under 'loss/*' is added to the objective; of all it reports,
-    the mean over the parts, by tokens, is a metric.
+    counts on. A model without a decoder has the losses of its heads in place of those of tokens;
+    its tasks' sums count labels. What the model reports under 'loss/*' is added to the objective;
+    of all it reports, the mean over the parts, by tokens, is a metric.
 
     Metrics: flat, 'train/*' scalars, 'task/*' sums of [M + 1], and what the model itself reports.
     """
 
     def part_loss(params, batch, key, scale, total):
         logits_BTV, aux = apply(model_cfg, params, batch, key)
-        losses = token_losses(logits_BTV, batch['decoder_target_tokens'], z_loss, label_smoothing)
         weights_BT = batch['decoder_loss_weights'].astype(jnp.float32)
         share = jnp.sum(weights_BT) / total
-        reported = {n: share * x for n, x in aux.items() if not n.startswith('routing/')}
-        sums = task_sums(losses, batch, M) | reported
-        sums['z_sum'] = jnp.sum(weigh(losses['z'], weights_BT))
+        if logits_BTV is None:  # no text, only heads
+            sums, objective = label_sums(aux.pop('segments'), batch, M), 0.0
+            sums['z_sum'] = jnp.zeros(())
+        else:
+            targets_BT = batch['decoder_target_tokens']
+            losses = token_losses(logits_BTV, targets_BT, z_loss, label_smoothing)
+            sums = task_sums(losses, batch, M)
+            sums['z_sum'] = jnp.sum(weigh(losses['z'], weights_BT))
+            objective = jnp.sum(weigh(losses['objective'], weights_BT)) * scale
+        sums |= {n: share * x for n, x in aux.items() if not n.startswith('routing/')}
         sums['encoder_tokens'] = jnp.sum(batch['encoder_segment_ids'] > 0, dtype=jnp.float32)
-        objective = jnp.sum(weigh(losses['objective'], weights_BT)) * scale
         return objective + sum(x for name, x in sums.items() if name.startswith('loss/')), sums
 
     def gradients(params, batch, key):
@@ -116,8 +122,10 @@ def make_validation_step(
 
     def step(params, batch):
         logits_BTV, aux = apply(model_cfg, params, batch, None)
-        losses = token_losses(logits_BTV, batch['decoder_target_tokens'], 0.0, 0.0)
         routing = {n: x for n, x in aux.items() if n.startswith('routing/')}
+        if logits_BTV is None:
+            return label_sums(aux['segments'], batch, M) | routing
+        losses = token_losses(logits_BTV, batch['decoder_target_tokens'], 0.0, 0.0)
         return task_sums(losses, batch, M) | routing
 
     return jax.jit(step)

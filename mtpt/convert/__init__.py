@@ -1,0 +1,170 @@
+"""Checkpoints from and to the world: what `mtpt convert` does.
+
+A folder of Hugging Face's or a checkpoint of T5X becomes the folder of a run, with a checkpoint at
+step 0; the folder of a run becomes one of Hugging Face's. Tensors pass one at a time, so that a
+model far larger than memory converts; what is written appears whole or not at all.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mtpt import leaves as leafwise
+from mtpt import record
+from mtpt.checkpoint import Checkpoints, plain
+from mtpt.config import UserError, choose
+from mtpt.convert import hugging_face, t5x
+from mtpt.convert.names import from_hugging_face
+from mtpt.data import manifest as manifests
+from mtpt.data.config import DataConfig
+from mtpt.files import write
+from mtpt.leaves import Leaf
+from mtpt.mesh import make_mesh
+from mtpt.model.config import ModelConfig, resolve
+from mtpt.settings import Run
+from mtpt.vocabulary import Vocabulary, load
+
+__all__ = ['convert', 'from_hugging_face']
+
+DTYPES = dict(float32=np.dtype(np.float32), bfloat16=np.dtype(ml_dtypes.bfloat16), stored=None)
+
+
+def convert(
+    source: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    vocabulary: str | None = None,
+    dtype: str = 'stored',
+    mlp: str | None = None,
+    step: int | None = None,
+    shard: int = hugging_face.SHARD,
+) -> list[str]:
+    """Converts a checkpoint into another folder; what the source is tells in which direction.
+
+    Args:
+      source: a folder of Hugging Face's, a checkpoint of T5X, or the folder of a run.
+      out: a folder that does not exist yet.
+      vocabulary: a SentencePiece model or 'bytes', for sources without one beside them.
+      dtype: of the weights that are written: 'float32', 'bfloat16', or 'stored' for no change.
+      mlp: for T5X, whose checkpoints do not tell it, the kind of hidden layer.
+      step: of a run, the checkpoint; the last one by default.
+      shard: bytes of a file of weights in a folder of Hugging Face's, at most.
+
+    Returns:
+      Sentences on what was done.
+
+    Raises:
+      UserError: whatever keeps a checkpoint from being converted, in a sentence; nothing is left.
+    """
+    source, out = pathlib.Path(source), pathlib.Path(out)
+    wanted = choose('dtype', dtype, DTYPES)
+    if not source.is_dir():
+        raise UserError(f'no folder {source}; --source takes the folder of a checkpoint')
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'{out} is there already; choose another --out, or remove it')
+    if is_run(source):
+        return _whole(out, lambda beside: _export(source, beside, out, wanted, step, shard))
+    if t5x.is_checkpoint(source):
+        return _whole(out, lambda beside: _import_t5x(source, beside, out, wanted, vocabulary, mlp))
+    if (source / 'config.json').is_file():
+        return _whole(out, lambda beside: _import(source, beside, out, wanted, vocabulary))
+    raise UserError(
+        f'{source} is none of what can be converted: a folder of Hugging Face (config.json and '
+        'model.safetensors), a checkpoint of T5X (a file called checkpoint), the folder of a run'
+    )
+
+
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is that of a run of mtpt."""
+    return (folder / 'checkpoints').is_dir()
+
+
+def _whole(out: pathlib.Path, fill: Callable[[pathlib.Path], list[str]]) -> list[str]:
+    """Fills a folder beside `out` and renames it, so that `out` is whole or is not there."""
+    beside = out.absolute().parent / f'.{out.name}.part'
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        notes = fill(beside)
+        if out.is_dir():
+            out.rmdir()
+        beside.rename(out)
+        return notes
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(
+            f'cannot write {out}: {why}; free some space or choose another --out'
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _import(source, beside, out, dtype, named) -> list[str]:
+    cfg, leaves, told = hugging_face.read(source)
+    vocabulary, notes = hugging_face.vocabulary_of(source, named, cfg.V)
+    kept = dict(format='hugging_face', config=told)
+    return _write_run(beside, out, source, cfg, leaves, vocabulary, dtype, kept) + notes
+
+
+def _import_t5x(source, beside, out, dtype, named, mlp) -> list[str]:
+    if not named:
+        raise UserError(
+            'a checkpoint of T5X has no vocabulary beside it; name its SentencePiece model with '
+            "--vocabulary=FILE, or 'bytes' for ByT5"
+        )
+    cfg, leaves = t5x.read(source, mlp)
+    vocabulary, notes = hugging_face.vocabulary_of(source, named, cfg.V)
+    kept = dict(format='t5x', config={})
+    return _write_run(beside, out, source, cfg, leaves, vocabulary, dtype, kept) + notes
+
+
+def _write_run(
+    folder: pathlib.Path,
+    out: pathlib.Path,
+    source: pathlib.Path,
+    cfg: ModelConfig,
+    leaves: Mapping[str, Leaf],
+    vocabulary: Vocabulary,
+    dtype: np.dtype | None,
+    kept: Mapping[str, Any],
+) -> list[str]:
+    """Writes the folder of a run that has taken no step."""
+    if dtype is not None:
+        leaves = {path: dataclasses.replace(leaf, dtype=dtype) for path, leaf in leaves.items()}
+    run = Run(name=out.name, data=DataConfig(vocabulary=str(out / 'vocabulary')), model=cfg)
+    vocabulary.save(folder / 'vocabulary')
+    vocabulary.save(folder / 'cache' / 'vocabulary')
+    # A table without tasks, to which evaluation adds its sets.
+    table = manifests.Manifest(str(folder / 'cache'), '', True, manifests.facts(vocabulary), ())
+    manifests.write(table)
+    told = record.provenance(run, table, cfg, types.SimpleNamespace(problems=()))
+    told |= dict(converted=kept | dict(source=source.name))
+    leafwise.write(folder, leaves, plain(told))
+    record.write_config(run, folder, cfg, make_mesh())
+    count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+    write(folder / 'metrics.jsonl', json.dumps({'step': 0, 'convert/parameters': count}) + '\n')
+    held = sorted({leaf.dtype.name for leaf in leaves.values()})
+    return [f'{out}: {count:,} parameters in {" and ".join(held)}, {vocabulary!r}']
+
+
+def _export(source, beside, out, dtype, step, shard) -> list[str]:
+    run = record.run_of(source)
+    checkpoints = Checkpoints(source, run.checkpoint, read_only=True)
+    step = checkpoints.latest() if step is None else step
+    told = checkpoints.load_provenance(step)
+    vocabulary = load(source / 'vocabulary')
+    cfg = resolve(
+        run.model, vocabulary.padded_size, max((t['id'] for t in told['tasks']), default=0)
+    )
+    stored = leafwise.read(source, step)
+    theirs = told.get('converted', {}).get('config', {})
+    hugging_face.write(beside, cfg, stored, vocabulary, theirs, dtype, shard)
+    count = sum(int(np.prod(leaf.shape)) for leaf in stored.values())
+    return [f'{out}: {count:,} parameters of step {step}']

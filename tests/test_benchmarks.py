@@ -1,0 +1,87 @@
+"""The benchmark scripts at tiny size: that they run and what they say, not how fast anything is."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from test_loader import build
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / 'benchmarks'))
+
+# Found first by every Python of a run: what a machine with an accelerator need not have.
+BARE = """
+import sys
+
+from test_loader import build
+for name in ('tensorflow', 'seqio', 'tensorflow_datasets', 'ml_collections', 'tensorboardX'):
+    sys.modules[name] = None
+"""
+
+
+def run(script, *flags, **env):
+    command = [sys.executable, str(ROOT / 'benchmarks' / f'{script}.py'), *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | env, cwd=ROOT, timeout=300
+    )
+
+
+def accelerator(folder, *flags):
+    (folder / 'sitecustomize.py').write_text(BARE)
+    quick = ['--size=micro', '--quick', '--shape=32/16', '--vocabulary=512', '--kernel=xla']
+    quick += ['--remat=full', f'--out={folder}']
+    done = run('accelerator', *quick, *flags, PYTHONPATH=str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / 'log.txt').read_text()
+    return [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
+
+
+def test_the_accelerator_script_needs_neither_tensorflow_nor_seqio(tmp_path):
+    """And a case that cannot be is told and ends nothing else."""
+    found = accelerator(tmp_path, '--experts=0,4', '--peer=autocast', '--remat=full,dost')
+    products, *rest = found
+    assert set(products['products']) == {'bfloat16', 'float32'}
+    named = {one['name']: one for one in rest}
+    dense, sparse, peer, broken = (
+        named[name]
+        for name in (
+            'mtpt xla, remat full',
+            'mtpt xla, remat full, 4 experts',
+            'transformers autocast',
+            'mtpt xla, remat dost',
+        )
+    )
+    assert "no remat policy 'dost'; did you mean 'dots'" in broken['error']
+    for one in (dense, sparse, peer):
+        if one is peer and 'No module named' in one.get('error', ''):
+            continue
+        assert one['rows'] == 2 and one['tokens_s'] == 2 * (32 + 16) / one['seconds']
+        assert 5 < one['loss'] < 9 and one['mfu'] is None
+    assert dense['planned_bytes'] > 0
+    table = (tmp_path / 'table.md').read_text()
+    assert '| micro | mtpt xla, remat full | 2 |' in table and 'micro: at best' in table
+    assert broken['error'] in table
+
+
+def test_the_accelerator_script_trains_from_cached_shards(tmp_path):
+    build(tmp_path / 'cache')
+    flags = ('--experts=0', '--peer=', '--vocabulary=1024', f'--cache={tmp_path / "cache"}')
+    _, one = accelerator(tmp_path, *flags)
+    assert one['rows'] == 2 and 6 < one['loss'] < 9
+
+
+def test_compile_time_is_told_for_every_depth(monkeypatch, capsys):
+    import compile_time
+
+    def here(one):
+        kind, layers, scan = one.split(',')
+        return compile_time.compile_one(kind, int(layers), scan == '1')
+
+    monkeypatch.setattr(compile_time, 'in_a_process', here)
+    flags = ('--depths=1,2', '--kinds=dense', '--scan=1', '--rounds=1')
+    monkeypatch.setattr(sys, 'argv', ['compile_time', *flags])
+    compile_time.main()
+    said = capsys.readouterr().out
+    assert '| dense, scanned | 1 |' in said and '| dense, scanned | 2 |' in said
+    assert 'dense, scanned: 2 layers take' in said

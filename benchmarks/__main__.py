@@ -15,6 +15,7 @@ BENCHMARKS = dict(
     input_pipeline='packing, cached loading and streaming, against SeqIO',
     task_losses='what per-task losses cost a step',
     train_step="a training step against PyTorch's T5 (needs torch and transformers)",
+    experts='a sparse layer, and a training step with it, against the dense one at equal FLOPs',
     decoding='greedy decoding by kind of attention and batch, and without a cache',
     quickstart='the first command: time, memory, scores',
     transfer='multi-task training, span corruption alone and no training, three seeds',

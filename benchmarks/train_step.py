@@ -1,47 +1,79 @@
 """A training step against Hugging Face's PyTorch T5 of the same shape, weights and batch.
 
-    python benchmarks/train_step.py [--size=small,mini] [--dtype=float32] [--steps=5]
+    python benchmarks/train_step.py [--size=small,mini] [--dtype=float32,bfloat16] [--steps=5]
 
-Forward, backward and AdamW on full rows without dropout, on every core. Both start from the same
-weights, so that the first loss must agree; then they step in turn, so that what else the machine
-does touches both alike. Theirs runs as installed (`sdpa` attention) and with plain attention
-(`eager`); the ratio is to the faster of the two. Tokens are those of inputs and targets.
+Forward, backward and AdamW on full rows without dropout, on every core. All start from the same
+weights, so that the first losses must agree (in bfloat16 roughly); then they step in turn, so that
+what else the machine does touches all alike. Tokens are those of inputs and targets; the ratio is
+to the fastest of theirs in the same dtype.
+
+In float32 theirs runs as installed (`sdpa` attention), with plain attention (`eager`), and as
+installed under torch.compile, where a C++ compiler is found. In bfloat16 ours keeps float32
+weights; theirs runs under autocast, which does too, and with all weights and AdamW in bfloat16
+('weights'), plain and compiled. The share is of what the framework reaches in one large product of
+that dtype on this machine, in the FLOPs that the model needs (`mtpt.model.cost`).
 """
 
 import argparse
+import gc
 import os
 import pathlib
+import shutil
 import statistics
 import sys
 import time
 import warnings
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 SHAPES = dict(  # rows, inputs, targets, vocabulary
     small=(8, 512, 114, 32128),
     mini=(16, 64, 32, 2048),
+    micro=(2, 16, 8, 512),
 )
-REPEATS = dict(small=1, mini=20)  # steps of one between steps of the other
+REPEATS = dict(small=1, mini=20, micro=2)  # steps of one between steps of the other
+PRODUCTS = dict(small=2048, mini=2048, micro=128)  # rows and columns of the large product
+THEIRS = dict(  # attention, autocast, weights in bfloat16, compiled
+    float32={
+        'sdpa': ('sdpa', False, False, False),
+        'eager': ('eager', False, False, False),
+        'sdpa, compiled': ('sdpa', False, False, True),
+    },
+    bfloat16={
+        'autocast': ('sdpa', True, False, False),
+        'weights': ('sdpa', False, True, False),
+        'weights, compiled': ('sdpa', False, True, True),
+    },
+)
 ADAMW = dict(b1=0.9, b2=0.999, weight_decay=0.01)
 RATE = 1e-3
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--size', default=','.join(SHAPES))
-    parser.add_argument('--dtype', default='float32', help='of our compute; theirs is float32')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--size', default='small,mini')
+    parser.add_argument('--dtype', default='float32,bfloat16')
     parser.add_argument('--steps', type=int, default=5)
+    parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
     args = parser.parse_args()
+    compiler = shutil.which(os.environ.get('CXX', 'g++'))
+    if not compiler and not args.no_compile:
+        print('torch.compile is left out: there is no C++ compiler')
     for size in args.size.split(','):
-        measure(size, args.dtype, args.steps)
+        for dtype in args.dtype.split(','):
+            measure(size, dtype, args.steps, bool(compiler) and not args.no_compile)
+            gc.collect()
 
 
-def measure(size: str, dtype: str, steps: int) -> None:
+def measure(size: str, dtype: str, steps: int, compiled: bool) -> None:
     """Prints a line for each contestant, and how the first losses compare."""
     B, S, T, V = SHAPES[size]
     batch = rows(B, S, T, V)
-    theirs = {kind: hugging_face(size, V, kind) for kind in ('sdpa', 'eager')}
-    run = {'mtpt': ours(size, V, dtype, theirs['sdpa'], batch)}
-    run |= {f'transformers, {kind}': pytorch(model, batch) for kind, model in theirs.items()}
+    run = {'mtpt': ours(size, V, dtype, hugging_face(size, V, 'sdpa'), batch)}
+    for name, (attention, autocast, pure, fused) in THEIRS[dtype].items():
+        if compiled or not fused:
+            model = hugging_face(size, V, attention)
+            run[f'transformers, {name}'] = pytorch(model, batch, autocast, pure, fused)
     first = {name: step() for name, step in run.items()}
     seconds = {name: [] for name in run}
     for _ in range(steps):
@@ -51,16 +83,56 @@ def measure(size: str, dtype: str, steps: int) -> None:
                 step()
             seconds[name].append((time.perf_counter() - start) / REPEATS[size])
     print(f'{size}: {B} rows of {S}/{T}, V={V}, {len(os.sched_getaffinity(0))} cores, {dtype}')
-    rates = {}
+    limits = dict(mtpt=product_jax(PRODUCTS[size], dtype))
+    limits['transformers'] = product_torch(PRODUCTS[size], dtype)
+    flops, rates = needed(size, S, T, V, B), {}
     for name, values in seconds.items():
-        rates[name] = B * (S + T) / statistics.median(values)
+        middle = statistics.median(values)
+        rates[name] = B * (S + T) / middle
         spread = f'{1e3 * min(values):.1f} to {1e3 * max(values):.1f}'
         print(
-            f'  {name:<20} {1e3 * statistics.median(values):9.1f} ms a step ({spread}), '
-            f'{rates[name]:8.0f} tokens/s, first loss {first[name]:.5f}'
+            f'  {name:<31} {1e3 * middle:9.1f} ms a step ({spread}), {rates[name]:8.0f} tokens/s, '
+            f'{flops / middle / 1e9:6.1f} GFLOP/s, '
+            f'{100 * flops / middle / limits[name.split(",")[0]]:3.0f} % of a product, '
+            f'first loss {first[name]:.5f}'
         )
+    reached = ', '.join(f'{name} {limit / 1e9:.0f}' for name, limit in limits.items())
+    print(f'  a product of {PRODUCTS[size]} x {PRODUCTS[size]} in {dtype}, GFLOP/s: {reached}')
     ratio = rates['mtpt'] / max(rate for name, rate in rates.items() if name != 'mtpt')
     print(f'  mtpt makes {ratio:.2f} times the tokens/s', flush=True)
+
+
+def needed(size: str, S: int, T: int, V: int, B: int) -> float:
+    from mtpt.model.cost import train_flops
+
+    return train_flops(config(size, V), S, T, B)
+
+
+def product_jax(n: int, dtype: str) -> float:
+    """FLOP/s of a large product, the fastest of five."""
+    import jax
+    import jax.numpy as jnp
+
+    x, y = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    return _fastest(n, lambda: product(x, y).block_until_ready())
+
+
+def product_torch(n: int, dtype: str) -> float:
+    import torch
+
+    x, y = (torch.randn(n, n, dtype=getattr(torch, dtype)) for _ in range(2))
+    return _fastest(n, lambda: x @ y)
+
+
+def _fastest(n, multiply) -> float:
+    multiply()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
 
 
 def rows(B: int, S: int, T: int, V: int) -> dict:
@@ -93,9 +165,7 @@ def ours(size, V, dtype, model, batch):
     """A function that takes a step of ours, from the weights of `model`, and gives the loss."""
     import jax
 
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'tests'))
-    from test_parity import from_hugging_face
-
+    from mtpt.convert.names import from_hugging_face
     from mtpt.mesh import make_mesh, place
     from mtpt.model import functional
     from mtpt.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -157,21 +227,25 @@ def hugging_face(size: str, V: int, attention: str):
     return model
 
 
-def pytorch(model, batch):
+def pytorch(model, batch, autocast, pure, compiled):
     """A function that takes a step of theirs and gives the loss."""
     import torch
 
+    if pure:
+        model = model.to(torch.bfloat16)
     betas = ADAMW['b1'], ADAMW['b2']
     decay = ADAMW['weight_decay']
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=betas, weight_decay=decay, fused=True
     )
+    forward = torch.compile(model) if compiled else model
     inputs = torch.from_numpy(batch['encoder_input_tokens']).long()
     targets = torch.from_numpy(batch['decoder_target_tokens']).long()
     mask = torch.ones_like(inputs)
 
     def take():
-        loss = model(input_ids=inputs, attention_mask=mask, labels=targets).loss
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            loss = forward(input_ids=inputs, attention_mask=mask, labels=targets).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -26,5 +26,7 @@ def get_config() -> ConfigDict:
         task_from='both',
         task_choice='gumbel',
     )
+    config.data.batch_size = 8
+    config.train.steps = 400
     config.exams = dict(natural_instructions_test=dict(split='test', max_examples=25))
     return config

@@ -46,6 +46,7 @@ def extract(
     model = runs.opened(workdir, step)
     source = Checkpoints(workdir, model.run.checkpoint, read_only=True)
     step = source.latest() if step is None else step
+    task_ids.check_asked(model.cfg, task)
     number = task_ids.id_of(model.tasks, task) if task else 0
     with jax.set_mesh(model.mesh):
         known = representation(model.cfg, model.params, number, model.inputs(text) if text else ())

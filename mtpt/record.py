@@ -1,6 +1,7 @@
 """What a run leaves in its folder besides metrics and checkpoints, and how it is read back."""
 
 import datetime
+import functools
 import json
 import pathlib
 import sys
@@ -74,6 +75,7 @@ def provenance(run: Run, manifest: Manifest, model_cfg: ModelConfig, loader: Loa
     )  # fmt: skip
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = installed()

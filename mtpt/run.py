@@ -190,6 +190,7 @@ def generate(
     model = opened(workdir, step)
     inputs = [model.inputs(text) for text in texts]
     options = [model.targets(choice) for choice in choices]
+    task_ids.check_asked(model.cfg, task)
     number = task_ids.id_of(model.tasks, task) if task else 0
     with jax.set_mesh(model.mesh):
         found = write_answers(
@@ -239,6 +240,7 @@ def embed(
             + (f'; name one of {", ".join(known)}' if known else ', and texts are embedded by one')
         )
     head = choose('contrastive head', head or known[0], {name: name for name in known})
+    task_ids.check_asked(model.cfg, task)
     number = task_ids.id_of(model.tasks, task) if task else 0
     inputs = [model.inputs(text) for text in texts]
     with jax.set_mesh(model.mesh):
@@ -421,7 +423,7 @@ def _restored(run: Run, workdir: pathlib.Path, step: int | None, manifest: Manif
     else:
         model_cfg = task_ids.resolved(run.model, vocabulary.padded_size, M, tasks)
     mesh = meshes.make_mesh(run.mesh)
-    if mesh.devices.flat[0].platform != 'gpu':  # where it was trained does not bind where it is read
+    if mesh.devices.flat[0].platform != 'gpu':  # a kernel binds no weights
         model_cfg = dataclasses.replace(model_cfg, kernel='xla')
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))

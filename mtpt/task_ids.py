@@ -85,6 +85,20 @@ def id_of(tasks: Iterable[TaskEntry], name: str) -> int:
     return found[name]
 
 
+def check_asked(cfg: ModelConfig, task: str | None) -> None:
+    """Checks that inputs of no named task go somewhere that the config says.
+
+    Raises:
+      UserError: routing is enforced, and nothing is said of tasks that are not known.
+    """
+    silent = OTHERS not in named_experts(cfg.moe.experts_of)
+    if not task and silent and 'enforced' in routers(cfg):
+        raise UserError(
+            'the model goes by what model.moe.experts_of says of a task, and that says nothing of '
+            'others; give --task=NAME'
+        )
+
+
 def check_names(cfg: ModelConfig, manifest: Manifest) -> None:
     """Checks that every name that experts are given to is one that something has.
 

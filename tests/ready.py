@@ -1,8 +1,10 @@
 """The folder of a run that was never trained: given weights, and what readers need beside them."""
 
+import contextlib
 import json
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from mtpt.checkpoint import Checkpoints
@@ -14,6 +16,15 @@ from mtpt.vocabulary import open_vocabulary
 class State(NamedTuple):
     params: Any
     step: Any
+
+
+@contextlib.contextmanager
+def quick_to_compile():
+    """For what compiles inside of the project, where a test cannot ask for it at `jax.jit`."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 def write(workdir, params, model, inputs_eos=True, inputs_length=32, tasks=()):

@@ -15,7 +15,7 @@ from mtpt.config import UserError
 from mtpt.mesh import AXES, MeshConfig, act, make_mesh, rows, weight
 from mtpt.model.attention import Attention, check_kernel
 from mtpt.model.config import AttentionConfig, ModelConfig, resolve
-from mtpt.model.decode import log_probs
+from mtpt.model.decode import greedy, log_probs
 from mtpt.model.functional import apply, dims, encode, init, start, step
 from mtpt.model.mixture_of_heads import LearntGates, QueryGates, report
 from mtpt.model.positions import rotate
@@ -169,6 +169,17 @@ def test_neither_the_mesh_nor_scanning_changes_loss_and_gradients(name, batch):
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         placed = {name: rows(x) for name, x in batch.items()}
         assert_same(learnt(cfg, on_mesh(cfg, host), placed), expected)
+
+
+def test_steps_are_the_same_when_everything_is_split(batch):
+    cfg = config(**VARIANTS['all_at_once'])
+    inputs, host = batch['encoder_input_tokens'], jax.device_get(started(cfg))
+    written = []
+    for sizes in (dict(), dict(data=2, fsdp=2, tensor=2)):
+        with jax.set_mesh(make_mesh(MeshConfig(**sizes))):
+            written.append(np.asarray(greedy(cfg, on_mesh(cfg, host), inputs, T)))
+    np.testing.assert_array_equal(*written)
+    assert len(np.unique(written[0])) > 3
 
 
 def assert_same(found, expected):
@@ -466,5 +477,5 @@ def test_a_fused_kernel_on_the_wrong_machine_is_refused_in_a_sentence():
     words = "model.kernel='cudnn' needs a GPU, and this run is on a CPU; set model.kernel='xla'"
     with pytest.raises(UserError, match=re.escape(words)):
         check_kernel(cfg, 'cpu', lengths)
-    with pytest.raises(UserError, match='data.inputs_length=7 must be even'):
+    with pytest.raises(UserError, match=r'data\.inputs_length=7 must be even'):
         check_kernel(cfg, 'gpu', {'data.inputs_length': 7})

@@ -11,6 +11,7 @@ from mtpt import trees
 from mtpt.mesh import BATCH_DIMS, act, make_mesh
 from mtpt.model import cost, functional, grouped
 from mtpt.model.config import SIZES, AttentionConfig, HeadConfig, ModelConfig, MoeConfig, resolve
+from mtpt.model.task_routing import knows_tasks
 from mtpt.train.optimizer import OptimizerConfig, make_optimizer
 from mtpt.train.state import abstract_state
 from mtpt.train.step import make_train_step
@@ -23,6 +24,10 @@ MIXED_HEADS = AttentionConfig(routed_heads=2, top_heads=1)
 
 def everywhere(attention):
     return {f'{place}_attention': attention for place in ('encoder', 'decoder', 'cross')}
+
+
+def by(router):
+    return dict(encoder_router=router, decoder_router=router)
 
 
 VARIANTS = dict(
@@ -39,6 +44,10 @@ VARIANTS = dict(
     sparse_encoder=dict(moe=MoeConfig(E=4, top_k=2, F=256, decoder=0, encoder=(1,), capacity=1.0)),
     shared_experts=dict(moe=MoeConfig(E=4, shared=2, F=512, capacity=1.0)),
     dropless=dict(moe=MoeConfig(E=4, top_k=2, dispatch='dropless')),
+    task_aware=dict(moe=MoeConfig(E=4, top_k=2, **by('task_aware'))),
+    soft_tasks=dict(moe=MoeConfig(E=4, task_choice='soft', **by('task'))),
+    hard_tasks=dict(moe=MoeConfig(E=4, task_choice='hard', **by('task'))),
+    enforced=dict(moe=MoeConfig(E=4, expert_of_task=(0, 1, 2), **by('enforced'))),
     prefix_lm=dict(kind='prefix_lm'),
     sparse_prefix_lm=dict(kind='prefix_lm', moe=MoeConfig(E=4, capacity=1.0)),
     classifier=dict(kind='encoder', heads=(HeadConfig(labels=('yes', 'no')),)),
@@ -67,10 +76,10 @@ def test_parameters_are_those_that_init_makes(name):
     )
     layers = counted.total - counted.embedding - counted.heads - counted.experts
     assert layers == counted.encoder + counted.decoder
-    if not cfg.heads:
+    if not cfg.heads and not knows_tasks(cfg):
         assert counted.heads == (0 if cfg.tied else cfg.D * V)
     assert counted.active <= counted.total
-    assert (counted.active < counted.total) == bool(cfg.moe.E)
+    assert (counted.active < counted.total) == (bool(cfg.moe.E) and name != 'soft_tasks')
 
 
 def test_every_size_is_counted_without_memory():

@@ -33,6 +33,7 @@ SIZES = dict(V=48, D=16, H=2, K=8, F=24, encoder_layers=2, decoder_layers=2)
 CFG = resolve(ModelConfig(**SIZES, tied=False))
 B, S, T, EOS = 6, 20, 10, 1
 BEAMS, PENALTIES = (2, 3, 4), (0.6, 1.0, 2.0)
+CHOSEN = ((2, 0.0), (4, 1.0))  # beams and penalties of searches among choices
 SETTINGS = list(itertools.product(BEAMS, PENALTIES, (False, True)))
 
 
@@ -99,11 +100,11 @@ def label(beams, penalty, early):
     return f'{beams} {penalty} {early}'
 
 
-def found(seed):
+def found(seed, settings=SETTINGS):
     """Everything that a reference holds, by the live library."""
     model, inputs, choices = library(seed)
     out = dict(inputs=inputs, choices=choices)
-    for beams, penalty, early in SETTINGS:
+    for beams, penalty, early in settings:
         tokens, scores = asked(
             model,
             inputs,
@@ -121,7 +122,7 @@ def found(seed):
         fits = [c for c in choices[row].tolist() if c[:n] == so_far and c[n : n + 1] > [0]]
         return [c[n] for c in fits] or [0]
 
-    for beams, penalty in ((2, 0.0), (4, 1.0)):
+    for beams, penalty in CHOSEN:
         tokens, scores = asked(
             model,
             inputs,
@@ -151,9 +152,22 @@ def check(reference, settings=SETTINGS):
         np.testing.assert_allclose(scores, reference[f'scores {name}'], atol=2e-5, err_msg=name)
 
 
+def check_chosen(reference):
+    """The best choice and its score are those of the reference."""
+    params, choices = weights_of(reference), reference['choices']
+    for beams, penalty in CHOSEN:
+        tokens, scores = beam_search(
+            *(CFG, params, reference['inputs'], choices.shape[-1], beams, penalty),
+            choices_BOT=choices,
+        )
+        name = f'{beams} {penalty}'
+        np.testing.assert_array_equal(tokens, reference[f'chosen {name}'], err_msg=name)
+        np.testing.assert_allclose(scores, reference[f'chosen scores {name}'], atol=2e-5)
+
+
 @pytest.fixture(scope='module', autouse=True)
 def mesh():
-    with jax.set_mesh(make_mesh()) as mesh:
+    with jax.set_mesh(make_mesh()) as mesh, ready.quick_to_compile():
         yield mesh
 
 
@@ -184,7 +198,9 @@ def test_beams_find_what_the_stored_run_found(reference):
 
 
 def test_beams_find_what_the_live_library_finds():
-    check(found(seed=3))
+    live = found(seed=3, settings=SETTINGS[1::4])
+    check(live, SETTINGS[1::4])
+    check_chosen(live)
 
 
 def test_one_compilation_serves_every_penalty_and_both_ways_of_stopping(params, reference):
@@ -195,15 +211,8 @@ def test_one_compilation_serves_every_penalty_and_both_ways_of_stopping(params, 
     assert beam_search._cache_size() == before
 
 
-def test_constrained_beams_find_what_the_stored_run_found(params, reference):
-    choices, inputs = reference['choices'], reference['inputs']
-    for beams, penalty in ((2, 0.0), (4, 1.0)):
-        tokens, scores = beam_search(
-            CFG, params, inputs, choices.shape[-1], beams, penalty, choices_BOT=choices
-        )
-        name = f'{beams} {penalty}'
-        np.testing.assert_array_equal(tokens, reference[f'chosen {name}'], err_msg=name)
-        np.testing.assert_allclose(scores, reference[f'chosen scores {name}'], atol=2e-5)
+def test_constrained_beams_find_what_the_stored_run_found(reference):
+    check_chosen(reference)
 
 
 def test_as_many_beams_as_choices_rank_them_as_rank_classification_does(params, reference):
@@ -247,7 +256,7 @@ def forward(params, batch):
 
 def test_nothing_but_the_choices_comes_out_however_many_beams_there_are(params, reference):
     choices = [[[7, 9, EOS], [7, EOS]], [[5, EOS]], *[[[9, EOS], [9, 9, 9, EOS]]] * (B - 2)]
-    for how in (Decoding(beams=6), Decoding(beams=6, length_penalty=1.0), Decoding(beams=2)):
+    for how in (Decoding(beams=6), Decoding(beams=6, length_penalty=1.0)):
         for answer, offered in zip(
             asked_of_us(params, reference['inputs'], how, choices=choices), choices
         ):
@@ -261,13 +270,10 @@ def test_nothing_but_the_choices_comes_out_however_many_beams_there_are(params, 
     assert (tokens[:, 1:] == 0).all()
 
 
+FEW = AttentionConfig(kv_heads=1, kv_layers=2)
 VARIANTS = dict(
+    few_keys=dict(decoder_attention=FEW, cross_attention=FEW, positions='rope'),
     prefix_lm=dict(kind='prefix_lm'),
-    grouped=dict(decoder_attention=AttentionConfig(kv_heads=1), positions='rope'),
-    shared=dict(
-        decoder_attention=AttentionConfig(kv_layers=2),
-        cross_attention=AttentionConfig(kv_layers=2, kv_heads=1),
-    ),
 )
 
 
@@ -288,40 +294,31 @@ def test_the_score_of_an_answer_is_its_log_probability_over_its_length(variant, 
         np.testing.assert_allclose(log_p_T.sum() / len(ids) ** 0.6, score, atol=1e-4)
 
 
-MESHES = (
-    MeshConfig(data=2, fsdp=2, tensor=2),
-    MeshConfig(fsdp=2, expert=2, tensor=2),
-)
 WAYS = dict(
-    greedy=Decoding(),
     drawn=Decoding(sample=True, temperature=2.0, top_k=20, top_p=0.9, number=2),
     searched=Decoding(beams=3, number=2, length_penalty=0.8),
     chosen=Decoding(number=2),
 )
+MESHES = dict(
+    drawn=MeshConfig(data=2, fsdp=2, tensor=2),
+    searched=MeshConfig(fsdp=2, expert=2, tensor=2),
+    chosen=MeshConfig(data=4, tensor=2),
+)
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_answers_are_the_same_when_everything_is_split(way, params, reference):
-    inputs = np.concatenate([reference['inputs'], reference['inputs'][:2]])
-    offered = [*options(reference['choices']), *options(reference['choices'][:2])]
-    offered = offered if way == 'chosen' else None
-    whole = asked_of_us(params, inputs, WAYS[way], choices=offered)
-    for mesh in map(make_mesh, MESHES):
-        split = jax.tree.map(lambda d, mesh=mesh: jax.NamedSharding(mesh, weight(d)), dims(CFG))
-        with jax.set_mesh(mesh):
-            again = asked_of_us(
-                jax.device_put(jax.device_get(params), split), inputs, WAYS[way], choices=offered
-            )
-        assert [[a.ids for a in row] for row in again] == [[a.ids for a in row] for row in whole]
-
-
-@pytest.mark.parametrize('way', WAYS)
-def test_answers_do_not_depend_on_how_inputs_are_put_into_batches(way, params, reference):
+def test_answers_do_not_depend_on_batches_and_devices(way, params, reference):
     offered = options(reference['choices']) if way == 'chosen' else None
     inputs = reference['inputs']
-    together = asked_of_us(params, inputs, WAYS[way], choices=offered)
-    apart = asked_of_us(params, inputs, WAYS[way], choices=offered, batch_tokens=70)
-    assert [[a.ids for a in row] for row in apart] == [[a.ids for a in row] for row in together]
+    whole = asked_of_us(params, inputs, WAYS[way], choices=offered)
+    apart = asked_of_us(params, inputs, WAYS[way], choices=offered, batch_tokens=160)
+    mesh = make_mesh(MESHES[way])
+    shardings = jax.tree.map(lambda d: jax.NamedSharding(mesh, weight(d)), dims(CFG))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(jax.device_get(params), shardings)
+        over_devices = asked_of_us(split, inputs, WAYS[way], choices=offered)
+    for other in (apart, over_devices):
+        assert [[a.ids for a in row] for row in other] == [[a.ids for a in row] for row in whole]
 
 
 def test_what_is_drawn_hangs_on_the_seed_and_the_place_among_the_inputs(params, reference):
@@ -345,9 +342,8 @@ def test_every_place_has_a_draw_of_its_own(params, reference):
 
 def test_drawing_from_the_likeliest_token_alone_is_greedy(params, reference):
     best = [row[0].ids for row in asked_of_us(params, reference['inputs'], Decoding())]
-    for how in (dict(top_k=1), dict(top_p=1e-6), dict(temperature=1e-4)):
-        said = asked_of_us(params, reference['inputs'], Decoding(sample=True, **how))
-        assert [row[0].ids for row in said] == best, how
+    said = asked_of_us(params, reference['inputs'], Decoding(sample=True, top_k=1))
+    assert [row[0].ids for row in said] == best
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(params, reference):
@@ -361,7 +357,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(params, reference):
         decoder_input_tokens=np.zeros((1, 1), np.int32),
         decoder_segment_ids=np.ones((1, 1), np.int32),
     )
-    logits_V = np.asarray(apply(CFG, params, batch)[0], np.float64)[0, 0] / how.temperature
+    logits_V = np.asarray(forward(params, batch), np.float64)[0, 0] / how.temperature
     order = np.argsort(-logits_V)[: how.top_k]
     p = np.exp(logits_V[order] - logits_V.max())
     p /= p.sum()

@@ -37,10 +37,10 @@ def mesh():
         yield mesh
 
 
-def config(size='micro', mlp='geglu', **moe):
+def config(mlp='geglu', layers=2, **moe):
     own = dict(E=E, F=16, capacity=NO_LIMIT, eval_capacity=NO_LIMIT) | moe
-    sizes = dict(D=16, H=4, K=4, encoder_layers=2, decoder_layers=2) if size == 'micro' else {}
-    return resolve(ModelConfig(size=size, mlp=mlp, moe=MoeConfig(**own), **sizes), V, M)
+    sizes = dict(D=16, H=4, K=4, encoder_layers=layers, decoder_layers=layers)
+    return resolve(ModelConfig(size='micro', mlp=mlp, moe=MoeConfig(**own), **sizes), V, M)
 
 
 def inputs(cfg, seed=0, B=B, T=T, padding=True):
@@ -478,7 +478,7 @@ def test_a_decoding_step_of_a_sparse_model_equals_the_whole_forward_pass(dispatc
 
 
 def test_two_halves_that_are_alike_step_as_one_of_them_does():
-    cfg = sparse_model(capacity=1.0, balance=0.5)
+    cfg = config(layers=1, encoder=1, decoder=0, capacity=0.8, balance=0.5)
     schedule = ScheduleConfig(name='constant', rate=1e-2)
     tx = make_optimizer(OptimizerConfig(name='sgd', schedule=schedule), functional.dims(cfg), 10)
     options = dict(z_loss=0.0, label_smoothing=0.0, loss_normalizing_factor='tokens')

@@ -26,15 +26,13 @@ REFERENCE = pathlib.Path(__file__).parent / 'data' / 'parity.npz'
 WRITTEN = 12
 
 # Every size differs from every other, so that no axis can stand in for another.
-SIZES = dict(
-    V=30, D=12, H=2, K=5, F=14, encoder_layers=2, decoder_layers=2, tied=False, mlp='geglu'
-)
+SIZES = dict(V=20, D=8, H=2, K=3, F=10, encoder_layers=2, decoder_layers=2, tied=False, mlp='geglu')
 SWITCH = dict(E=3, encoder=2, decoder=2, dispatch='dropless')
 KINDS = dict(
     t5=dict(mlp='relu', tied=True),
     t5_1_1=dict(),
-    mt5=dict(V=34),
-    byt5=dict(V=28, encoder_layers=3, decoder_layers=1),
+    mt5=dict(V=24),
+    byt5=dict(V=22, encoder_layers=3, decoder_layers=1),
     ul2=dict(mlp='swiglu', tied=True),
     switch=dict(mlp='relu', tied=True, moe=SWITCH),
 )

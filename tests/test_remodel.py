@@ -226,7 +226,7 @@ def test_an_upcycled_model_equals_the_dense_one_at_step_0(dense, said, changes):
     sparse, notes = become(dense, DENSE, new)
     assert flatten(sparse).keys() == flatten(dims(new)).keys()
     np.testing.assert_allclose(logits(new, sparse), said, atol=1e-5)
-    assert any('the MLP becomes 4 experts' in note for note in notes)
+    assert any('becomes 4 experts that are copies' in note for note in notes)
     assert not any('normalise' in note for note in notes)
 
 
@@ -291,7 +291,7 @@ def test_a_run_starts_from_one_of_another_model(dense, tmp_path, said):
     params, notes = init_from(source, fresh, dims(new), model_cfg=new)
     np.testing.assert_allclose(logits(new, params), said, atol=1e-5)
     assert any('these stay fresh: decoder/layers/1/moe/router/kernel' in note for note in notes)
-    assert any('layers 1 of the decoder the MLP becomes 4 experts' in note for note in notes)
+    assert any('the MLP of layer 1 of the decoder becomes 4 experts' in note for note in notes)
     some = dataclasses.replace(source, include=('encoder/layers/*',), exclude=('*/mlp/*',))
     params, _ = init_from(some, fresh, dims(new), model_cfg=new)
     found, first = flatten(params), flatten(fresh)
@@ -315,7 +315,7 @@ def test_the_command_line_makes_a_sparse_multi_query_model_of_a_dense_run(tmp_pa
     runs.train(dataclasses.replace(settings, exams={}), tmp_path / 'sparse')
     told = ''.join(capsys.readouterr())
     assert 'decoder_attention: 2 key/value heads become 1' in told
-    assert 'in layers 0 of the decoder the MLP becomes 4 experts' in told
+    assert 'the MLP of layer 0 of the decoder becomes 4 experts' in told
     old, new = (flatten(Checkpoints(tmp_path / name).load_params()) for name in ('dense', 'sparse'))
     for expert in range(4):
         np.testing.assert_array_equal(

@@ -34,6 +34,12 @@ def text(lines):
     return ''.join(json.dumps(line) + '\n' for line in lines)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_to_compile():
+    with ready.quick_to_compile():
+        yield
+
+
 @pytest.fixture(scope='module')
 def params():
     with jax.set_mesh(make_mesh()):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 
 import jax
@@ -14,17 +15,21 @@ from flax import nnx
 from mtpt.__main__ import main
 from mtpt.config import UserError
 from mtpt.data.manifest import ExamEntry, Manifest, TaskEntry
+from mtpt.evaluate import run as evaluation
+from mtpt.evaluate.rank_classification import scores
 from mtpt.mesh import MeshConfig, make_mesh, place, rows
 from mtpt.model.config import ModelConfig, MoeConfig, resolve
 from mtpt.model.decode import greedy
+from mtpt.model.dispatch import beside_experts
 from mtpt.model.extract import extracted, representation, uses
 from mtpt.model.functional import apply, init, module
+from mtpt.model.moe import Moe
 from mtpt.model.routing import Routing
-from mtpt.model.task_routing import TaskLevel, TaskRepresentation
+from mtpt.model.task_routing import TaskLevel, TaskRepresentation, of_tokens
 from mtpt.run import evaluate, read, train
 from mtpt.score import score
 from mtpt.specialisation import entropy, figures, mutual_information, tables
-from mtpt.task_ids import check_names, ids, resolved
+from mtpt.task_ids import check_asked, check_names, ids, resolved
 from mtpt.train.state import _fitted
 
 # Laws are about numbers, not speed: half of the time to compile.
@@ -232,6 +237,40 @@ def test_a_split_mesh_changes_nothing_and_a_batch_of_one_expert_drops_no_token(k
         assert used.sum() == tokens * (2 if kind == 'task_aware' else 1)
 
 
+def test_rows_that_lie_with_their_expert_are_trained_on_without_an_exchange():
+    enforced_by = dict(layers=1, encoder=1, expert_of_task=(0, 0, 2, 3))
+    split = make_mesh(MeshConfig(fsdp=2, expert=2))
+    tasks = np.array([1, 2, 3, 1, 1, 3, 2, 1])
+    order = beside_experts(np.array(enforced_by['expert_of_task'])[tasks], E, split)
+    shown = examples(lengths=[(6, 4)] * 8, tasks=tasks[order])
+    batch = batch_of(shown, 8, 4, packed=False)
+    told, text = [], []
+    with jax.set_mesh(split):
+        for local in (False, True):
+            cfg = config('enforced', local=local, **enforced_by)
+            graph, params = jax.jit(
+                lambda key, cfg=cfg: nnx.split(Moe(cfg, nnx.Rngs(params=key), decoder=True))
+            )(jax.random.key(0))
+
+            def loss(params, batch, graph=graph):
+                segments_BT, ids_BG = (
+                    rows(batch[n]) for n in ('decoder_segment_ids', 'segment_task_ids')
+                )
+                x_BTD = rows(jnp.sin(jnp.arange(8 * 4 * 32).reshape(8, 4, 32)))
+                layer, routing = nnx.merge(graph, params), of_tokens(segments_BT, ids_BG)
+                y_BTD, aux = layer(x_BTD, routing, jax.random.key(0))
+                return jnp.sum(jnp.square(y_BTD)), aux
+
+            step = jit(jax.grad(loss, has_aux=True)).lower(params, place(batch, split)).compile()
+            text.append(step.as_text())
+            told.append(jax.tree.map(np.asarray, step(params, place(batch, split))))
+    assert told[1][1]['moe/kept'] == 1
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), *told)
+    over_experts = re.compile(r'(all-to-all|all-gather|reduce-scatter)\(.*replica_groups=\{\{0,1\}')
+    assert over_experts.search(text[0]) and not over_experts.search(text[1])
+    assert 'all-to-all' not in text[1]
+
+
 def test_enforced_routing_sends_each_task_where_the_table_says():
     cfg = config('enforced', layers=1, encoder=1)
     batch = batch_of(examples(), 20, 12, packed=True)
@@ -306,6 +345,20 @@ def test_decoding_step_by_step_routes_by_the_task_of_its_row():
     logits = jit(lambda p, b: apply(cfg, p, b)[0])(params, batch_of(rows_of, 4, 4, packed=False))
     assert np.asarray(logits).argmax(-1).tolist() == answers
     assert len(set(map(tuple, answers))) > 1
+
+
+def test_choices_are_scored_and_answers_written_by_the_task_of_their_item():
+    cfg = config('enforced', layers=1, encoder=1)
+    params, prompt, tasks = parameters(cfg), [5, 6, 7, 8], [1, 2, 0]
+    moe = params['decoder']['layers']['moe']
+    moe['down'] = 300 * moe['down']
+    found = scores(cfg, params, [(prompt, [[9, 10]])] * 3, 256, tasks=tasks)
+    batch = batch_of([(prompt, [0, 9], m) for m in tasks], 4, 2, packed=False)
+    logits = jit(lambda p, b: apply(cfg, p, b)[0])(params, batch)
+    log_p = np.asarray(jax.nn.log_softmax(logits, -1))
+    wanted = log_p[:, 0, 9] + log_p[:, 1, 10]
+    np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)
+    assert len({round(float(x), 3) for x in wanted}) == 3
 
 
 # Which experts serve which families.
@@ -396,6 +449,9 @@ def test_an_enforced_name_that_nothing_has_and_a_task_sent_nowhere_are_refused(t
         resolved(enforced('nli=1', 'boolq=1'), V, 4, TABLE)
     with pytest.raises(UserError, match=r"the task 'cnn'.*nowhere"):
         resolved(enforced('nli=1', 'boolq=1', 'xsum=2'), V, 4, TABLE, EXAMS)
+    check_asked(enforced('nli=1', '*=0'), None)
+    with pytest.raises(UserError, match='--task=NAME'):
+        check_asked(enforced('nli=1'), None)
     for wrong, said in (
         (('nli',), 'NAME=EXPERT'),
         (('nli=9',), 'counted from 0 to 3'),
@@ -404,6 +460,19 @@ def test_an_enforced_name_that_nothing_has_and_a_task_sent_nowhere_are_refused(t
     ):
         with pytest.raises(UserError, match=said):
             resolve(enforced(*wrong), V)
+
+
+def test_a_promise_that_rows_lie_with_their_expert_needs_one_expert_a_task():
+    resolve(ModelConfig(moe=MoeConfig(E=E, local=True, **dict.fromkeys(ROUTED, 'task'))), V)
+    for wrong in (
+        dict(encoder_router='task'),
+        dict.fromkeys(ROUTED, 'task') | dict(task_choice='soft'),
+    ):
+        with pytest.raises(UserError, match='promises'):
+            resolve(ModelConfig(moe=MoeConfig(E=E, local=True, **wrong)), V)
+
+
+ROUTED = ('encoder_router', 'decoder_router')
 
 
 def test_what_was_learnt_of_a_task_goes_with_its_name_into_another_table():
@@ -416,41 +485,45 @@ def test_what_was_learnt_of_a_task_goes_with_its_name_into_another_table():
 # Whole runs.
 
 
-@pytest.mark.parametrize('kind', ['task_aware', 'task', 'enforced'])
-def test_a_run_routes_by_task_and_examines_tasks_it_never_saw(kind, tmp_path, capsys):
-    moe = dict(E=3, X=8, encoder=1, decoder=1, encoder_router=kind, decoder_router=kind)
-    if kind == 'enforced':
-        moe['experts_of'] = ('copying=1', 'tiny_last=2', '*=0')
-    if kind == 'task':
-        moe['task_from'] = 'id'
+@pytest.mark.parametrize('encoder, decoder', [('task_aware', 'task'), ('task', 'enforced')])
+def test_a_run_routes_by_task_and_examines_tasks_it_never_saw(
+    encoder, decoder, tmp_path, capsys, monkeypatch
+):
+    asked_of, real = set(), evaluation.scores
+    monkeypatch.setattr(evaluation, 'scores', lambda *a: asked_of.update(a[5]) or real(*a))
+    moe = dict(E=3, X=8, encoder=1, decoder=1, encoder_router=encoder, decoder_router=decoder)
+    if decoder == 'enforced':
+        moe |= dict(experts_of=('copying=1', 'tiny_last=2', '*=0'), task_from='id')
     steps = dict(train__steps=2, train__validate_every=2, checkpoint__every=0, log__every=1)
     settings = read(str(tiny.write(tmp_path, model__moe=moe, **steps)))
     scored = train(settings, tmp_path / 'run')
     assert {row['task'] for row in scored} == {'tiny_unseen', 'tiny_first'}
-    told = json.loads((tmp_path / 'run' / 'routing.json').read_text())
-    assert [(layer['stack'], layer['layer']) for layer in told['layers']] == [
-        ('encoder', 0),
-        ('decoder', 0),
-    ]
-    assert told['layers'][0]['families'] == ['copying', 'editing', 'self_supervised']
+    table = {t['name']: t['id'] for t in json.loads((tmp_path / 'run' / 'tasks.json').read_text())}
+    assert asked_of == {table['tiny_first'], len(table) + 1}
+    layers = json.loads((tmp_path / 'run' / 'routing.json').read_text())['layers']
+    assert [(told['stack'], told['layer']) for told in layers] == [('encoder', 0), ('decoder', 0)]
+    assert layers[0]['families'] == ['copying', 'editing', 'self_supervised']
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text()
     assert 'valid/moe/information/encoder' in lines
     page = (tmp_path / 'run' / 'report.html').read_text()
     assert 'Experts and families' in page and 'encoder, layer 0' in page
-    again = evaluate(tmp_path / 'run', 'tiny_new', split='test')
-    assert [row['value'] for row in again] == [row['value'] for row in scored]
-    if kind == 'enforced':
-        assert told['layers'][0]['share'] == pytest.approx(1)
-    if kind == 'task_aware':
-        return
-    words = [f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "dense"}', '--task=tiny_last']
+    if decoder == 'enforced':
+        assert layers[1]['share'] == pytest.approx(1)
+        _extract_and_compare(tmp_path, capsys)
+    else:
+        again = evaluate(tmp_path / 'run', 'tiny_new', split='test')
+        assert [row['value'] for row in again] == [row['value'] for row in scored]
+
+
+def _extract_and_compare(folder, capsys):
+    words = [f'--workdir={folder / "run"}', f'--out={folder / "dense"}', '--task=tiny_last']
     assert main(['extract', *words]) == 0
-    assert 'encoder layer 0: expert' in capsys.readouterr().out
+    assert 'decoder layer 0: expert 2' in capsys.readouterr().out
     asked = dict(inputs='Last of red blue (3)?', targets='blue', task='tiny_last')
     whole, part = (
-        score(tmp_path / run, [json.dumps(asked)])[0]['log_probability'] for run in ('run', 'dense')
+        score(folder / name, [json.dumps(asked)])[0]['log_probability'] for name in ('run', 'dense')
     )
     assert whole == pytest.approx(part, abs=1e-4)
-    assert main(['report', f'--workdir={tmp_path / "dense"}']) == 0
+    assert main(['report', f'--workdir={folder / "dense"}']) == 0
     assert main(['extract', *words]) == 2
     assert 'holds a run already' in capsys.readouterr().err

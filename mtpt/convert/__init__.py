@@ -167,4 +167,5 @@ def _export(source, beside, out, dtype, step, shard) -> list[str]:
     theirs = told.get('converted', {}).get('config', {})
     hugging_face.write(beside, cfg, stored, vocabulary, theirs, dtype, shard)
     count = sum(int(np.prod(leaf.shape)) for leaf in stored.values())
-    return [f'{out}: {count:,} parameters of step {step}']
+    notes = [f'{out}: {count:,} parameters of step {step}']
+    return notes + hugging_face.differences_there(vocabulary)

@@ -288,7 +288,7 @@ def write(
     named = {(p.path, p.index): (names.hugging_face(cfg, p), p) for p in places}
     have = {path: tuple(leaf.shape) for path, leaf in stored.items()}
     safetensors.compare(stored, names.shapes(cfg), 'the checkpoint')
-    assert have == names.shapes(cfg)
+    assert have == dict(names.shapes(cfg))
     plans = {
         name: safetensors.Plan(dtype or stored[p.path].dtype, names.linear_shape(p))
         for name, p in sorted(named.values())
@@ -440,6 +440,18 @@ def _differences(folder: pathlib.Path, vocabulary: Vocabulary) -> list[str]:
     if not others:
         return []
     return [f'tokens of the tokenizer that the vocabulary does not have: {", ".join(others[:8])}']
+
+
+def differences_there(vocabulary: Vocabulary) -> list[str]:
+    """What their tokenizers will do otherwise than the vocabulary does."""
+    if isinstance(vocabulary, Bytes):
+        return ["the sentinels of mtpt's bytes have other ids than those of their ByT5Tokenizer"]
+    if any(vocabulary.name(i).startswith('<0x') for i in range(vocabulary.pieces)):
+        return [
+            'the vocabulary falls back to bytes for characters that it has no piece for; their '
+            'T5Tokenizer gives <unk> for them'
+        ]
+    return []
 
 
 def write_tokenizer(folder: pathlib.Path, vocabulary: Vocabulary, V: int) -> None:

@@ -8,7 +8,10 @@ V vocabulary  D model width  H heads  K head width  F hidden width  U buckets  E
 N layers of a stack
 """
 
+import functools
+import itertools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -42,19 +45,22 @@ class Place(NamedTuple):
     inner: str
 
 
-def shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)
+def shapes(cfg: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter of a model, by path; nothing is computed."""
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
     mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, axis_types=explicit)
     with jax.sharding.use_abstract_mesh(mesh):
         tree = jax.eval_shape(lambda: functional.init(cfg, jax.random.key(0)))
-    return {path: tuple(x.shape) for path, x in flatten(tree).items()}
+    return types.MappingProxyType({path: tuple(x.shape) for path, x in flatten(tree).items()})
 
 
-def places(cfg: ModelConfig) -> list[Place]:
+@functools.lru_cache(maxsize=16)
+def places(cfg: ModelConfig) -> tuple[Place, ...]:
     """The parts of every leaf of a model, leaf by leaf."""
     letters = flatten(functional.dims(cfg))
-    return [p for path, size in shapes(cfg).items() for p in _parts(cfg, path, size, letters[path])]
+    parts = (_parts(cfg, path, size, letters[path]) for path, size in shapes(cfg).items())
+    return tuple(itertools.chain.from_iterable(parts))
 
 
 def _parts(cfg: ModelConfig, path: str, shape: tuple[int, ...], dims: str) -> Iterator[Place]:

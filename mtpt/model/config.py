@@ -69,6 +69,9 @@ class MoeConfig:
       comes to do for tasks that are not known.
     task_choice: how 'task' routes a whole task: 'soft', 'gumbel' or 'hard'.
     temperature: of task-level routing.
+    local: a promise that in training every row is of one task and lies on the device of its expert
+      (`dispatch.beside_experts` orders rows so): nothing is exchanged then, and tokens of which it
+      is not true are dropped ('moe/kept' tells). Evaluation goes by no promise.
     experts_of: for 'enforced', entries such as 'summarization=2': a family, data set or task, and
       its expert; '*=0' for all others.
     expert_of_task: what `experts_of` says for each task id (0 first); filled in by `resolve`.
@@ -97,6 +100,7 @@ class MoeConfig:
     forget: float = 0.1
     task_choice: str = 'gumbel'
     temperature: float = 1.0
+    local: bool = False
     experts_of: tuple[str, ...] = ()
     expert_of_task: tuple[int, ...] = ()
 
@@ -320,13 +324,18 @@ def _check_moe(cfg: ModelConfig) -> None:
             raise UserError(f'model.moe.{name}={getattr(moe, name)} must be above 0')
     for name in ('jitter', 'forget'):
         if not 0 <= getattr(moe, name) < 1:
-            raise UserError(
-                f'model.moe.{name}={getattr(moe, name)} must be at least 0 and below 1'
-            )
+            raise UserError(f'model.moe.{name}={getattr(moe, name)} must be at least 0 and below 1')
     if moe.dropout is not None and not 0 <= moe.dropout < 1:
         raise UserError(f'model.moe.dropout={moe.dropout} must be at least 0 and below 1')
     _check_slots(cfg)
     _check_experts_of(moe)
+    apart = {moe.encoder_router, moe.decoder_router} - {'task', 'enforced'}
+    if moe.local and (apart or moe.task_choice == 'soft'):
+        raise UserError(
+            'model.moe.local promises that a row lies with the one expert of its task; '
+            f'{sorted(apart)[0] if apart else "task_choice=soft"!r} sends a task to several: set '
+            'model.moe.local=False'
+        )
 
 
 def _check_slots(cfg: ModelConfig) -> None:

@@ -74,13 +74,16 @@ def experts_of_a_token(cfg: ModelConfig, stack: str) -> float:
 
     With expert choice the mean over tokens; by 'soft' task routing, all of them.
     """
-    moe = cfg.moe
-    router = moe.decoder_router if stack == 'decoder' else moe.encoder_router
+    moe, router = cfg.moe, _router(cfg, stack)
     if router == 'expert_choice':
         return min(moe.capacity, moe.E)
     if router == 'task' and moe.task_choice == 'soft':
         return moe.E
     return 1 if router in ('task', 'enforced') else moe.top_k
+
+
+def _router(cfg: ModelConfig, stack: str) -> str:
+    return cfg.moe.decoder_router if stack == 'decoder' else cfg.moe.encoder_router
 
 
 def _matrices(cfg: ModelConfig) -> int:
@@ -143,14 +146,12 @@ def _hidden(cfg: ModelConfig, T: int, sparse: bool, stack: str, slack: float) ->
     """FLOPs of the hidden layer on T positions, or of the experts they go to and the router."""
     if not sparse:
         return _matrices(cfg) * 2 * T * cfg.D * cfg.F
-    moe = cfg.moe
-    router = moe.decoder_router if stack == 'decoder' else moe.encoder_router
-    routed = experts_of_a_token(cfg, stack) * (slack if router in BOUNDED else 1.0)
-    return 2 * T * cfg.D * (_matrices(cfg) * moe.F * (routed + moe.shared) + moe.E)
-
-
-# Routers whose experts may have bounded slots; routing by task drops nothing.
-BOUNDED = ('top_k', 'task_aware')
+    moe, router = cfg.moe, _router(cfg, stack)
+    experts = experts_of_a_token(cfg, stack)
+    if router == 'top_k':  # the others keep to what they choose, or drop nothing
+        experts *= slack
+    seen = 0 if router in ('task', 'enforced') else moe.E  # those look at the task alone
+    return 2 * T * cfg.D * (_matrices(cfg) * moe.F * (experts + moe.shared) + seen)
 
 
 @dataclasses.dataclass(frozen=True)

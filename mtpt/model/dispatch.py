@@ -11,10 +11,11 @@ R groups of tokens that share slots  n tokens of a device  k choices of a token 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import P
 
 from mtpt.config import UserError
@@ -285,6 +286,7 @@ def dropless(
     weights: Sequence[jax.Array],
     letters: Sequence[str],
     hidden: Callable[..., jax.Array],
+    local: bool = False,
 ) -> jax.Array:
     """What the experts make of all tokens; zeros for padding.
 
@@ -294,6 +296,8 @@ def dropless(
     Args:
       weights: of the experts, with letters such as 'EDF'.
       hidden: (x_PD, weights, sizes_E) -> PD, rows by expert; rows after the last expert's are free.
+      local: whether rows lie on the device of their expert: nothing is then exchanged, and tokens
+        whose expert is elsewhere are dropped (`lies_with_expert`).
     """
     T, D = x_BTD.shape[1:]
     specs = [P(*(dict(E='expert', F='tensor').get(d) for d in dims)) for dims in letters]
@@ -306,15 +310,54 @@ def dropless(
         x_nD, gate_nk = x_BTD.reshape(-1, D), gate_BTk.reshape(expert_nk.shape)
         own = len(weights[0])
         if own < E:
-            x_nD, expert_nk, gate_nk = (
-                jax.lax.all_gather(x, 'expert', tiled=True) for x in (x_nD, expert_nk, gate_nk)
-            )
+            if not local:
+                x_nD, expert_nk, gate_nk = (
+                    jax.lax.all_gather(x, 'expert', tiled=True) for x in (x_nD, expert_nk, gate_nk)
+                )
             expert_nk = expert_nk - jax.lax.axis_index('expert') * own
             expert_nk = jnp.where((expert_nk >= 0) & (expert_nk < own), expert_nk, own)
         slots, sizes_E = sorted_slots(expert_nk, own)
         y_nD = collect(hidden(spread(x_nD, slots), weights, sizes_E), gate_nk, slots)
-        if own < E:
+        if own < E and not local:
             y_nD = jax.lax.psum_scatter(y_nD, 'expert', tiled=True)
         return jax.lax.psum(y_nD, 'tensor').reshape(-1, T, D)
 
     return run(x_BTD, choice.expert_BTk, choice.gate_BTk, real_BT, weights)
+
+
+def lies_with_expert(expert_BTk: jax.Array, E: int) -> jax.Array:
+    """Whether a pair's expert is on the device that its row lies on: BTk."""
+
+    @partial(jax.shard_map, in_specs=P(BATCH), out_specs=P(BATCH))
+    def here(expert_BTk):
+        own = E // jax.lax.axis_size('expert')
+        return expert_BTk // own == jax.lax.axis_index('expert')
+
+    return here(expert_BTk)
+
+
+def beside_experts(expert_B: np.ndarray, E: int, mesh: Any) -> np.ndarray:
+    """An order of rows in which each lies on the device of its expert, as far as there is room.
+
+    Args:
+      expert_B: the expert of each row of the global batch.
+      E: experts.
+      mesh: what the batch will be split over.
+
+    Returns:
+      order_B: row `order_B[i]` goes to place i. Each device has room for as many rows as any other;
+      those that find none with their expert take what is left.
+    """
+    sizes = dict(mesh.shape)
+    ways, apart = math.prod(sizes[axis] for axis in BATCH), sizes['expert']
+    each = len(expert_B) // ways
+    place_of = np.arange(len(expert_B)) // each % apart  # where along `expert` a place lies
+    wanted = expert_B // (E // apart)
+    order_B = np.full(len(expert_B), -1)
+    for group in range(apart):
+        rows, places = np.flatnonzero(wanted == group), np.flatnonzero(place_of == group)
+        n = min(len(rows), len(places))
+        order_B[places[:n]] = rows[:n]
+    left = np.setdiff1d(np.arange(len(expert_B)), order_B)
+    order_B[order_B < 0] = left
+    return order_B

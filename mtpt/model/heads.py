@@ -25,7 +25,7 @@ from mtpt.model.positions import same_segment
 from mtpt.model.routing import Routing
 from mtpt.model.task_routing import of_tokens
 
-UNLABELLED = -2  # a segment that a head is to read, whose target is none of its labels; -1: not its
+NOT_OURS = -1  # in the labels: a segment that is none of the head's; below: one without a label
 
 
 class Layers(NamedTuple):
@@ -355,7 +355,7 @@ def teach(
 def _report(own: HeadConfig, found: Judged, told_BG: jax.Array) -> Aux:
     nll, correct, count = (jnp.sum(x) for x in found)
     most = jnp.maximum(count, 1.0)
-    ours = jnp.sum(told_BG != -1)
+    ours = jnp.sum(told_BG != NOT_OURS)
     labelled = jnp.sum(told_BG >= 0) / jnp.maximum(ours, 1)
     return {
         f'loss/heads/{own.name}': own.weight * nll[None] / most,

@@ -16,7 +16,7 @@ from mtpt.config import choose
 from mtpt.mesh import BATCH, act, einsum, weight
 from mtpt.model import task_routing
 from mtpt.model.config import ModelConfig
-from mtpt.model.dispatch import HELD, Sharing, capacity, chosen, dropless
+from mtpt.model.dispatch import HELD, Sharing, capacity, chosen, dropless, lies_with_expert
 from mtpt.model.grouped import grouped_matmul
 from mtpt.model.layers import MLPS, Aux, Mlp
 from mtpt.model.routing import Choice, ExpertChoice, Routing, TopK
@@ -66,8 +66,13 @@ class Moe(nnx.Module):
             sent_BTE = jnp.any(choice.expert_BTk[..., None] == jnp.arange(moe.E), -2)
             if decoding or moe.dispatch == 'dropless' or self.name in task_routing.BY_TASK:
                 letters = ['EDF'] * (len(weights) - 1) + ['EFD']
-                y_BTD = dropless(x_BTD, choice, real_BT, moe.E, weights, letters, self.by_group)
+                local = moe.local and key is not None
+                y_BTD = dropless(
+                    x_BTD, choice, real_BT, moe.E, weights, letters, self.by_group, local
+                )
                 kept_BT = jnp.ones_like(real_BT)
+                if local:
+                    kept_BT = jnp.mean(lies_with_expert(choice.expert_BTk, moe.E), -1)
             else:
                 y_BTD, kept_BTk = capacity(x_BTD, choice, real_BT, sharing, by_slots)
                 kept_BT = jnp.mean(kept_BTk, -1)
@@ -137,7 +142,8 @@ def report(
     Figures: 'moe/kept', the share of (token, choice) pairs that found a slot, or of tokens that
     some expert chose; 'moe/load_max' and 'moe/load_min', what the fullest and the emptiest expert
     are sent, dropped or not, as multiples of an even share; 'moe/entropy' of the router in nats;
-    'routing' [M + 1, E], how many tokens of each task (0: not known) are sent to each expert.
+    'routing' [M + 1, E], how many tokens of each task (0: not known) are sent to each expert, or
+    where each is sent to all, in which shares they serve it.
     """
     E, real_BT = cfg.moe.E, routing.real_BT
     tokens = jnp.maximum(jnp.sum(real_BT, dtype=jnp.float32), 1.0)
@@ -161,7 +167,11 @@ def report(
         if choice.expert_BTk is not None and choice.expert_BTk.shape[-1] < E:
             aux['loss/balance'] = cfg.moe.balance * E * jnp.sum(f_E * mean(p_BTE))
     if cfg.M and routing.tasks_BT is not None:
-        aux['routing'] = by_task(sent_BTE & real_BT[..., None], routing.tasks_BT, cfg.M)
+        served_BTE = sent_BTE
+        if choice.expert_BTk is not None and choice.expert_BTk.shape[-1] == E:
+            served_BTE = jax.lax.stop_gradient(choice.probs_BTE)  # all serve, by their gates
+        served_BTE = jnp.where(real_BT[..., None], served_BTE, 0)
+        aux['routing'] = by_task(served_BTE, routing.tasks_BT, cfg.M)
     return aux
 
 

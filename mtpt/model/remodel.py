@@ -147,7 +147,7 @@ def _converted(layers, old, new, cross, notes):
     if sparse:
         numbers = ', '.join(map(str, sparse))
         notes.append(
-            f'in layers {numbers} of the {stack} the MLP becomes {new.moe.E} experts that are '
+            f'the MLP of layer {numbers} of the {stack} becomes {new.moe.E} experts that are '
             'copies of it, with a fresh router'
         )
         if not new.moe.normalise:

@@ -137,7 +137,8 @@ def _stored(cfg: InitFromConfig, fresh: Any, model_cfg: Any) -> tuple[dict[str, 
     params, notes = source.load_params(step), []
     told = source.load_provenance(step).get('model')
     if told and model_cfg:
-        params, notes = carried(params, read(ModelConfig, told, f'{cfg.path}: model'), model_cfg, fresh)
+        old = read(ModelConfig, told, f'{cfg.path}: model')
+        params, notes = carried(params, old, model_cfg, fresh)
     return flatten(params), notes
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtpt.config import UserError
 from mtpt.model import functional
 from mtpt.train.loss import label_sums, normalizer, task_sums, token_losses, weigh
 from mtpt.train.optimizer import Optimizer
@@ -45,6 +46,11 @@ def make_train_step(
     """
 
     def part_loss(params, batch, key, scale, total):
+        if model_cfg.heads and 'segment_labels' not in batch:
+            raise UserError(
+                'model.heads learn from segment_labels, which the batch lacks; add them with '
+                'data.labels.Labels'
+            )
         logits_BTV, aux = apply(model_cfg, params, batch, key)
         weights_BT = batch['decoder_loss_weights'].astype(jnp.float32)
         share = jnp.sum(weights_BT) / total

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = report(results)
     (out / 'table.md').write_text(text)
     print(text, flush=True)
-    return 0 if any('tokens_s' in r for r in results) else 1
+    return 0 if any('tokens_s' in r or r.get('platform') == 'cpu' for r in results) else 1
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
@@ -145,6 +145,9 @@ def run_all(todo: list[Case], args: Any, out: pathlib.Path, deadline: float) -> 
                 print(line(one), flush=True)
                 file.write(json.dumps(one | dict(case=case)) + '\n')
                 file.flush()
+            if platform == 'cpu' and not args.quick:
+                print('there is no accelerator; --size=micro --quick shows that the script runs')
+                return results + found
             longest = max(longest, min(time.time() - start, args.seconds / 4))
             results += found
             smaller = case.get('rows', [1])[0] // 2

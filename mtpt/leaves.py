@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -82,7 +83,9 @@ def write(
 
     provenance: ready for JSON.
     """
-    registry = type_handlers.create_type_handler_registry((Leaf, _Writer()))
+    registry = type_handlers.create_type_handler_registry(
+        (Leaf, _Writer()), (jax.Array, type_handlers.ArrayHandler())
+    )
     handlers = dict(
         params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         provenance=ocp.JsonCheckpointHandler(),

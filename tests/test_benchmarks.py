@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import pytest
 from test_loader import build
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -15,6 +17,7 @@ sys.path.append(str(ROOT / 'benchmarks'))
 BARE = """
 import sys
 
+import pytest
 from test_loader import build
 for name in ('tensorflow', 'seqio', 'tensorflow_datasets', 'ml_collections', 'tensorboardX'):
     sys.modules[name] = None
@@ -85,3 +88,13 @@ def test_compile_time_is_told_for_every_depth(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert '| dense, scanned | 1 |' in said and '| dense, scanned | 2 |' in said
     assert 'dense, scanned: 2 layers take' in said
+
+
+def test_the_step_beside_pytorch_starts_from_the_same_loss():
+    pytest.importorskip('torch')
+    pytest.importorskip('transformers')
+    done = run('train_step', '--size=micro', '--dtype=float32', '--steps=1', '--no-compile')
+    assert done.returncode == 0, done.stderr
+    losses = re.findall(r'first loss (\S+)', done.stdout)
+    assert len(losses) == 3 and max(map(float, losses)) - min(map(float, losses)) < 1e-4
+    assert '% of a product' in done.stdout and 'times the tokens/s' in done.stdout

@@ -4,6 +4,7 @@ import json
 import pathlib
 import pickle
 import struct
+from typing import NamedTuple
 
 import flax.serialization
 import jax
@@ -16,7 +17,7 @@ from mtpt import run, trees
 from mtpt.__main__ import main
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError, read
-from mtpt.convert import convert, hugging_face, names, safetensors
+from mtpt.convert import convert, hugging_face, names, safetensors, tokenizers
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.train.state import InitFromConfig, init_from
 from mtpt.vocabulary import SENTINELS, Bytes, SentencePiece, open_vocabulary, train
@@ -32,6 +33,11 @@ KINDS = dict(
     switch=dict(mlp='relu', tied=True, moe=MOE),
 )
 BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class State(NamedTuple):
+    params: dict
+    step: np.ndarray
 
 
 def config(kind, **changes):
@@ -163,6 +169,22 @@ def test_a_converted_model_is_a_run(tmp_path, capsys):
     for path, x in trees.flatten(taken).items():
         np.testing.assert_array_equal(x, wanted[path], err_msg=path)
     assert 'parameters come from' in notes[0]
+
+
+def test_a_checkpoint_that_training_saved_whole_converts(tmp_path):
+    source, _, tensors = write_folder(tmp_path / 'theirs', 'switch')
+    convert(source, tmp_path / 'ours')
+    checkpoints = Checkpoints(tmp_path / 'ours')
+    told = checkpoints.load_provenance()
+    params = jax.tree.map(lambda x: 2 * x, checkpoints.load_params())
+    checkpoints.save(5, State(params, np.int32(5)), {}, told)
+    checkpoints.close()
+    convert(tmp_path / 'ours', tmp_path / 'last')
+    same({name: 2 * x for name, x in tensors.items()}, content(tmp_path / 'last'))
+    convert(tmp_path / 'ours' / 'checkpoints' / '0', tmp_path / 'first')
+    same(tensors, content(tmp_path / 'first'))
+    with pytest.raises(UserError, match='no checkpoint 3.*0, 5'):
+        convert(tmp_path / 'ours', tmp_path / 'third', step=3)
 
 
 # --- vocabularies ---
@@ -519,7 +541,7 @@ def test_the_live_tokenizers_give_our_ids(tmp_path, pieces):
         vocabulary = open_vocabulary('bytes' if name == 'bytes' else pieces / name)
         folder = tmp_path / name
         folder.mkdir()
-        hugging_face.write_tokenizer(folder, vocabulary, vocabulary.padded_size)
+        tokenizers.write_tokenizer(folder, vocabulary, vocabulary.padded_size)
         (folder / 'config.json').write_text('{"model_type": "t5"}')
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         for i in range(SENTINELS if name != 'bytes' else 0):

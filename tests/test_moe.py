@@ -301,6 +301,25 @@ def test_no_position_of_a_decoder_takes_a_slot_from_an_earlier_one():
         assert not np.array_equal(z_BTD[1::2, t:], y_BTD[1::2, t:])
 
 
+def test_a_step_of_decoding_drops_nobody_whoever_it_is_batched_with():
+    cfg = config(top_k=2, eval_capacity=0.1)
+    weights, given = weights_of(cfg, decoder=True), inputs(cfg, B=64, T=1, padding=False)
+    run = jit(partial(layer, cfg, decoder=True), static_argnames='decoding')
+    assert run(weights, given)[1]['moe/kept'] < 0.5
+    y_B1D, aux = run(weights, given, decoding=True)
+    assert aux['moe/kept'] == 1
+    close(y_B1D, by_loop(cfg, weights, given))
+
+
+@pytest.mark.parametrize('platform, kernel', dict(cpu='while', tpu='tpu_custom_call').items())
+def test_grouped_products_are_lowered_for_the_platform_and_not_as_dense_ones(platform, kernel):
+    cfg = config(dispatch='dropless')
+    weights, given = weights_of(cfg), inputs(cfg)
+    step = jax.jit(jax.grad(lambda w: jnp.sum(layer(cfg, w, given)[0])))
+    text = step.trace(weights).lower(lowering_platforms=(platform,)).as_text()
+    assert kernel in text and 'ragged_dot' not in text
+
+
 def test_experts_that_choose_take_their_best_tokens_and_as_many_each():
     cfg = config(encoder_router='expert_choice', eval_capacity=1.0, group=64)
     weights, given = weights_of(cfg), inputs(cfg)

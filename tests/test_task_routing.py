@@ -45,9 +45,9 @@ KINDS = dict(
 )
 
 
-def config(kind, M=M, layers=2, **changes):
+def config(kind, M=M, layers=1, **changes):
     router = kind if kind in ('task_aware', 'enforced') else 'task'
-    moe = dict(E=E, X=8, encoder=2, decoder=1, encoder_router=router, decoder_router=router)
+    moe = dict(E=E, X=8, encoder=1, decoder=1, encoder_router=router, decoder_router=router)
     moe = MoeConfig(**moe | KINDS[kind] | changes)
     sizes = dict(encoder_layers=layers, decoder_layers=layers)
     return resolve(ModelConfig(size='micro', tied=False, moe=moe, remat='none', **sizes), V, M)
@@ -100,9 +100,10 @@ def test_a_packed_row_of_several_tasks_equals_separate_rows(kind):
         start += n
 
 
-@pytest.mark.parametrize('kind', ['task', 'gumbel', 'enforced'])
-def test_what_a_hard_routed_task_uses_is_a_dense_model_that_says_the_same(kind):
-    cfg = config(kind, shared=1, F=32, decoder=2)
+@pytest.mark.parametrize('kind, decoder', [('task', 'task'), ('gumbel', 'enforced')])
+def test_what_a_hard_routed_task_uses_is_a_dense_model_that_says_the_same(kind, decoder):
+    changes = dict(shared=1, F=32, encoder=2, decoder=2, decoder_router=decoder)
+    cfg = config(kind, layers=2, expert_of_task=(3, 1, 0, 1), **changes)
     params, shown = parameters(cfg), examples(lengths=[(6, 4)], tasks=[2])
     inputs, _, task = shown[0]
     batch = batch_of(shown, 6, 4, packed=False)
@@ -119,9 +120,9 @@ def test_what_a_hard_routed_task_uses_is_a_dense_model_that_says_the_same(kind):
 
 def test_only_a_task_with_one_expert_a_layer_can_be_extracted():
     for cfg, said in (
-        (config('soft', layers=1), "'soft' sums all experts"),
-        (config('task_aware', layers=1), 'routes each token by itself'),
-        (config('enforced', F=32, decoder=2), 'one width'),
+        (config('soft'), "'soft' sums all experts"),
+        (config('task_aware'), 'routes each token by itself'),
+        (config('enforced', layers=2, F=32, decoder=2), 'one width'),
     ):
         shapes = jax.eval_shape(lambda cfg=cfg: init(cfg, jax.random.key(0)))
         params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
@@ -175,7 +176,7 @@ def test_hard_gates_by_the_probability_and_temperature_sharpens_it():
 
 
 def test_soft_routing_is_the_sum_of_all_experts_by_their_probabilities():
-    cfg = config('soft', layers=1)
+    cfg = config('soft')
     params = parameters(cfg)
     experts = jax.tree.map(
         lambda x: np.asarray(x[0], np.float64), params['decoder']['layers']['moe']
@@ -206,8 +207,8 @@ def on(split, shape):
 
 @pytest.mark.parametrize('kind, decoder', [('task_aware', 'task_aware'), ('task', 'enforced')])
 def test_a_split_mesh_changes_nothing_and_a_batch_of_one_expert_drops_no_token(kind, decoder):
-    changes = dict(encoder=1, decoder_router=decoder, task_from='id', expert_of_task=(3, 1, 0, 1))
-    cfg = config(kind, layers=1, **changes)
+    changes = dict(decoder_router=decoder, task_from='id', expert_of_task=(3, 1, 0, 1))
+    cfg = config(kind, **changes)
     shown = examples(lengths=[(6, 4)] * 8, tasks=[1] * 8)
     batch, params = batch_of(shown, 8, 4, packed=False), jax.tree.map(np.asarray, parameters(cfg))
     told = []
@@ -238,7 +239,7 @@ def test_a_split_mesh_changes_nothing_and_a_batch_of_one_expert_drops_no_token(k
 
 
 def test_rows_that_lie_with_their_expert_are_trained_on_without_an_exchange():
-    enforced_by = dict(layers=1, encoder=1, expert_of_task=(0, 0, 2, 3))
+    enforced_by = dict(expert_of_task=(0, 0, 2, 3))
     split = make_mesh(MeshConfig(fsdp=2, expert=2))
     tasks = np.array([1, 2, 3, 1, 1, 3, 2, 1])
     order = beside_experts(np.array(enforced_by['expert_of_task'])[tasks], E, split)
@@ -272,7 +273,7 @@ def test_rows_that_lie_with_their_expert_are_trained_on_without_an_exchange():
 
 
 def test_enforced_routing_sends_each_task_where_the_table_says():
-    cfg = config('enforced', layers=1, encoder=1)
+    cfg = config('enforced')
     batch = batch_of(examples(), 20, 12, packed=True)
     _, aux = jit(lambda p, b: apply(cfg, p, b))(parameters(cfg), batch)
     wanted = np.zeros((M + 1, E))
@@ -334,7 +335,7 @@ def test_a_batch_without_task_ids_is_refused_in_words():
 
 
 def test_decoding_step_by_step_routes_by_the_task_of_its_row():
-    cfg = config('enforced', layers=1, encoder=1)
+    cfg = config('enforced')
     params, prompt, tasks = parameters(cfg), [5, 6, 7, 8], [1, 2, 0]
     moe = params['decoder']['layers']['moe']
     moe['down'] = 300 * moe['down']  # fresh experts say little
@@ -348,7 +349,7 @@ def test_decoding_step_by_step_routes_by_the_task_of_its_row():
 
 
 def test_choices_are_scored_and_answers_written_by_the_task_of_their_item():
-    cfg = config('enforced', layers=1, encoder=1)
+    cfg = config('enforced')
     params, prompt, tasks = parameters(cfg), [5, 6, 7, 8], [1, 2, 0]
     moe = params['decoder']['layers']['moe']
     moe['down'] = 300 * moe['down']
@@ -387,7 +388,7 @@ def entry(name, number, family, dataset, **more):
 
 
 def test_counts_of_tasks_become_tables_of_families_by_sparse_layer():
-    cfg = config('enforced', layers=4)  # sparse: encoder 1 and 3, decoder all
+    cfg = config('enforced', layers=4, encoder=2)  # sparse: 1 and 3 of the encoder
     tasks = [entry('a', 1, 'f', 'x'), entry('b', 2, 'g', 'x'), entry('c', 3, 'f', 'y')]
     counts = np.zeros((2, M + 1, E))
     counts[0, 1:, 0] = 5

@@ -20,7 +20,7 @@ from mtpt import leaves as leafwise
 from mtpt import record
 from mtpt.checkpoint import Checkpoints, plain
 from mtpt.config import UserError, choose
-from mtpt.convert import hugging_face, t5x
+from mtpt.convert import hugging_face, t5x, tokenizers
 from mtpt.convert.names import from_hugging_face
 from mtpt.data import manifest as manifests
 from mtpt.data.config import DataConfig
@@ -49,7 +49,8 @@ def convert(
     """Converts a checkpoint into another folder; what the source is tells in which direction.
 
     Args:
-      source: a folder of Hugging Face's, a checkpoint of T5X, or the folder of a run.
+      source: a folder of Hugging Face's, a checkpoint of T5X, the folder of a run, or one of its
+        checkpoints.
       out: a folder that does not exist yet.
       vocabulary: a SentencePiece model or 'bytes', for sources without one beside them.
       dtype: of the weights that are written: 'float32', 'bfloat16', or 'stored' for no change.
@@ -65,6 +66,8 @@ def convert(
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     wanted = choose('dtype', dtype, DTYPES)
+    if source.parent.name == 'checkpoints' and source.name.isdigit():
+        source, step = source.parent.parent, int(source.name)
     if not source.is_dir():
         raise UserError(f'no folder {source}; --source takes the folder of a checkpoint')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -108,7 +111,7 @@ def _whole(out: pathlib.Path, fill: Callable[[pathlib.Path], list[str]]) -> list
 
 def _import(source, beside, out, dtype, named) -> list[str]:
     cfg, leaves, told = hugging_face.read(source)
-    vocabulary, notes = hugging_face.vocabulary_of(source, named, cfg.V)
+    vocabulary, notes = tokenizers.vocabulary_of(source, named, cfg.V)
     kept = dict(format='hugging_face', config=told)
     return _write_run(beside, out, source, cfg, leaves, vocabulary, dtype, kept) + notes
 
@@ -120,7 +123,7 @@ def _import_t5x(source, beside, out, dtype, named, mlp) -> list[str]:
             "--vocabulary=FILE, or 'bytes' for ByT5"
         )
     cfg, leaves = t5x.read(source, mlp)
-    vocabulary, notes = hugging_face.vocabulary_of(source, named, cfg.V)
+    vocabulary, notes = tokenizers.vocabulary_of(source, named, cfg.V)
     kept = dict(format='t5x', config={})
     return _write_run(beside, out, source, cfg, leaves, vocabulary, dtype, kept) + notes
 
@@ -168,4 +171,4 @@ def _export(source, beside, out, dtype, step, shard) -> list[str]:
     hugging_face.write(beside, cfg, stored, vocabulary, theirs, dtype, shard)
     count = sum(int(np.prod(leaf.shape)) for leaf in stored.values())
     notes = [f'{out}: {count:,} parameters of step {step}']
-    return notes + hugging_face.differences_there(vocabulary)
+    return notes + tokenizers.differences_there(vocabulary)

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: config, safetensors and tokenizer of T5, mT5, ByT5, UL2 and Switch.
+"""Folders of Hugging Face: T5, mT5, ByT5, UL2 and Switch, their config and safetensors.
 
 V vocabulary  E experts  N layers of a stack
 """
@@ -13,13 +13,14 @@ import numpy as np
 from mtpt.config import UserError, choose
 from mtpt.config import read as read_config
 from mtpt.convert import names, safetensors
+from mtpt.convert.tokenizers import json_of, write_tokenizer
 from mtpt.leaves import Leaf, Stored
 from mtpt.model.blocks import kinds
 from mtpt.model.config import SIZES, AttentionConfig, ModelConfig, resolve
-from mtpt.vocabulary import SENTINELS, Bytes, SentencePiece, Vocabulary, open_vocabulary
+from mtpt.vocabulary import Vocabulary
 
 SHARD = 5_000_000_000  # bytes of a file of weights, at most
-SINGLE_DROP = 1 << 16  # tokens of a row for an expert: more than any row has, so that none drops
+CAPACITY = 1 << 16  # tokens of a row for an expert: more than any row has, so that none drops
 
 # Their activation, `gated-` before it where there is a gate, beside ours. Their gated-gelu is the
 # approximate one (T5 1.1), and so is their gelu_new; their plain gelu is exact.
@@ -93,7 +94,8 @@ def leaves(cfg: ModelConfig, tensors: Mapping[names.Place, safetensors.Tensor]) 
             return names.from_linear(place, tensors[place].read())
 
         dtypes = {tensors[place].dtype for place in at[path].values()}
-        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        both = np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+        dtype = dtypes.pop() if len(dtypes) == 1 else both
         return Leaf(shapes[path], dtype, len(next(iter(at[path]))), part)
 
     return {path: leaf(path) for path in shapes}
@@ -101,17 +103,7 @@ def leaves(cfg: ModelConfig, tensors: Mapping[names.Place, safetensors.Tensor]) 
 
 def config_of(folder: pathlib.Path) -> dict[str, Any]:
     """What a folder's config.json says."""
-    return _json(folder / 'config.json')
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path} cannot be read ({error}); fetch it again') from error
-    if not isinstance(found, dict):
-        raise UserError(f'{path} is no table of settings; fetch it again')
-    return found
+    return json_of(folder / 'config.json')
 
 
 def _check_weights(folder: pathlib.Path) -> None:
@@ -374,7 +366,7 @@ def _their_moe(cfg: ModelConfig, told: Mapping[str, Any]) -> dict[str, Any]:
         theirs[f'num_sparse_{stack}_layers'] = max(counts, key=lambda n: n == len(have))
     return theirs | dict(
         num_experts=moe.E,
-        expert_capacity=told.get('expert_capacity', SINGLE_DROP),
+        expert_capacity=told.get('expert_capacity', CAPACITY),
         router_jitter_noise=moe.jitter,
         router_aux_loss_coef=moe.balance,
         router_z_loss_coef=moe.z_loss,
@@ -382,84 +374,3 @@ def _their_moe(cfg: ModelConfig, told: Mapping[str, Any]) -> dict[str, Any]:
         router_dtype='float32',
         dense_act_fn=THEIRS[cfg.mlp],
     )
-
-
-# --- vocabularies ---
-
-
-def vocabulary_of(folder: pathlib.Path, name: str | None, V: int) -> tuple[Vocabulary, list[str]]:
-    """The vocabulary beside a model, or the one that is named, and what differs from theirs.
-
-    Raises:
-      UserError: there is none, or it has more ids than the model, or other ones than the files
-        beside the model say.
-    """
-    found = _named(folder, name)
-    if found.size - 3 > V:
-        raise UserError(
-            f'the vocabulary has {found.size - 3} ids and the model {V} rows; --vocabulary=FILE '
-            'names another'
-        )
-    return found, [] if isinstance(found, Bytes) else _differences(folder, found)
-
-
-def _named(folder: pathlib.Path, name: str | None) -> Vocabulary:
-    if name:
-        return open_vocabulary(name)
-    for file in ('spiece.model', 'sentencepiece.model', 'tokenizer.model'):
-        if (folder / file).is_file():
-            return SentencePiece(folder / file)
-    settings = folder / 'tokenizer_config.json'
-    if settings.is_file() and 'ByT5' in str(_json(settings).get('tokenizer_class')):
-        return Bytes()
-    raise UserError(
-        f'{folder} holds no spiece.model; fetch it too, or name a SentencePiece model with '
-        "--vocabulary=FILE, or 'bytes' for ByT5"
-    )
-
-
-def _differences(folder: pathlib.Path, vocabulary: Vocabulary) -> list[str]:
-    """Checks the ids of tokens added to the pieces against those that the vocabulary gives."""
-    added: dict[int, str] = {}
-    settings, whole = folder / 'tokenizer_config.json', folder / 'tokenizer.json'
-    if settings.is_file():
-        told = _json(settings).get('added_tokens_decoder') or {}
-        added |= {int(i): str(token['content']) for i, token in told.items()}
-    if whole.is_file():
-        added |= {t['id']: str(t['content']) for t in _json(whole).get('added_tokens') or ()}
-    others = []
-    for i, content in sorted(added.items()):
-        name = vocabulary.name(i)
-        if content.startswith('<extra_id_') and name.lstrip('▁') != content:
-            raise UserError(
-                f'the tokenizer of {folder} gives {content} the id {i}, where its pieces put '
-                f'{name}; name the right SentencePiece model with --vocabulary=FILE'
-            )
-        if i >= vocabulary.pieces and name != content:
-            others.append(content)
-    if not others:
-        return []
-    return [f'tokens of the tokenizer that the vocabulary does not have: {", ".join(others[:8])}']
-
-
-def differences_there(vocabulary: Vocabulary) -> list[str]:
-    """What their tokenizers will do otherwise than the vocabulary does."""
-    if isinstance(vocabulary, Bytes):
-        return ["the sentinels of mtpt's bytes have other ids than those of their ByT5Tokenizer"]
-    if any(vocabulary.name(i).startswith('<0x') for i in range(vocabulary.pieces)):
-        return [
-            'the vocabulary falls back to bytes for characters that it has no piece for; their '
-            'T5Tokenizer gives <unk> for them'
-        ]
-    return []
-
-
-def write_tokenizer(folder: pathlib.Path, vocabulary: Vocabulary, V: int) -> None:
-    """Writes the tokenizer's files beside a model; theirs then gives the ids that ours gives."""
-    told: dict[str, Any] = dict(pad_token='<pad>', eos_token='</s>', unk_token='<unk>')
-    if isinstance(vocabulary, Bytes):
-        told |= dict(tokenizer_class='ByT5Tokenizer', extra_ids=max(0, V - vocabulary.pieces))
-    else:
-        (folder / 'spiece.model').write_bytes(vocabulary.model)
-        told |= dict(tokenizer_class='T5Tokenizer', extra_ids=SENTINELS)
-    (folder / 'tokenizer_config.json').write_text(json.dumps(told, indent=2) + '\n')

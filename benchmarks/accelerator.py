@@ -77,10 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + args.seconds
     results = run_all(cases(args), args, out, deadline)
+    if all('products' in r for r in results):
+        return 0 if results and results[0]['platform'] == 'cpu' else 1
     text = report(results)
     (out / 'table.md').write_text(text)
     print(text, flush=True)
-    return 0 if any('tokens_s' in r or r.get('platform') == 'cpu' for r in results) else 1
+    return 0 if any('tokens_s' in r for r in results) else 1
 
 
 def cases(args: argparse.Namespace) -> list[Case]:

@@ -183,7 +183,7 @@ def test_a_checkpoint_that_training_saved_whole_converts(tmp_path):
     same({name: 2 * x for name, x in tensors.items()}, content(tmp_path / 'last'))
     convert(tmp_path / 'ours' / 'checkpoints' / '0', tmp_path / 'first')
     same(tensors, content(tmp_path / 'first'))
-    with pytest.raises(UserError, match='no checkpoint 3.*0, 5'):
+    with pytest.raises(UserError, match=r'no checkpoint 3.*0, 5'):
         convert(tmp_path / 'ours', tmp_path / 'third', step=3)
 
 
@@ -393,6 +393,30 @@ def test_a_model_that_they_do_not_have_stays_with_mtpt(tmp_path):
         cfg = config('t5', **changes)
         with pytest.raises(UserError, match='Hugging Face has no'):
             hugging_face.config_from(cfg, {})
+
+
+# Layers of a stack, how many of them are asked to be sparse, and which then are (counted from 0).
+SPARSE = [(8, 2, (1, 5)), (4, 4, (0, 1, 2, 3)), (12, 15, ()), (6, 0, (1,)), (5, 2, (1, 3))]
+
+
+@pytest.mark.parametrize('layers, wanted, sparse', SPARSE)
+def test_which_layers_of_a_switch_model_are_sparse(layers, wanted, sparse):
+    cfg = config('switch')
+    told = hugging_face.config_from(cfg, {})
+    told |= dict(num_layers=layers, num_sparse_encoder_layers=wanted)
+    assert hugging_face.model_config(told, tied=True).moe.encoder == sparse
+    again = hugging_face.config_from(hugging_face.model_config(told, tied=True), {})
+    assert hugging_face.model_config(again, tied=True).moe.encoder == sparse
+
+
+@pytest.mark.parametrize('layers, wanted, sparse', SPARSE)
+def test_the_live_library_has_the_same_sparse_layers(layers, wanted, sparse):
+    library = pytest.importorskip('transformers')
+    pytest.importorskip('torch')
+    told = hugging_face.config_from(config('switch'), {})
+    told |= dict(num_layers=layers, num_sparse_encoder_layers=wanted)
+    stack = library.SwitchTransformersEncoderModel(library.SwitchTransformersConfig(**told)).encoder
+    assert tuple(i for i, block in enumerate(stack.block) if block.is_sparse) == sparse
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -358,7 +358,7 @@ def _their_moe(cfg: ModelConfig, told: Mapping[str, Any]) -> dict[str, Any]:
     for stack in ('encoder', 'decoder'):
         have = tuple(i for i, k in enumerate(kinds(cfg, stack == 'decoder')) if k.sparse)
         layers = getattr(cfg, f'{stack}_layers')
-        counts = [n for n in range(layers + 1) if _sparse(layers, n) == have]
+        counts = [n for n in range(layers + 2) if _sparse(layers, n) == have]
         if not counts:
             raise UserError(
                 f'Hugging Face has no Switch model whose {stack} is sparse in the layers {have}'

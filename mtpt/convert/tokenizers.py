@@ -19,10 +19,10 @@ def vocabulary_of(folder: pathlib.Path, name: str | None, V: int) -> tuple[Vocab
         beside the model say.
     """
     found = _named(folder, name)
-    if found.size - len(MODES) > V:
+    ids = found.size - len(MODES)  # which stand in rows that a model may have to spare
+    if ids > V:
         raise UserError(
-            f'the vocabulary has {found.size - len(MODES)} ids and the model {V} rows; --vocabulary=FILE '
-            'names another'
+            f'the vocabulary has {ids} ids and the model {V} rows; --vocabulary=FILE names another'
         )
     return found, [] if isinstance(found, Bytes) else _differences(folder, found)
 

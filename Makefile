@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PARITY := tests/test_parity.py tests/test_convert.py tests/test_sizes.py tests/test_generate.py
+PARITY := $(addprefix tests/test_,$(addsuffix .py,parity convert sizes generate score attention heads evaluate))
 
 .PHONY: quickstart test test-parity bench lint notebooks wheel clean
 

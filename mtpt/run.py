@@ -14,7 +14,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from mtpt.data import manifest as manifests
 from mtpt.data.cache import opener
 from mtpt.data.labels import Labels
 from mtpt.data.loader import Loader, validation_batches
-from mtpt.data.manifest import Manifest, TaskEntry
+from mtpt.data.manifest import Manifest
 from mtpt.data.stream import stream
 from mtpt.evaluate.generate import GREEDY, Decoding
 from mtpt.evaluate.generate import answers as write_answers
@@ -39,6 +39,7 @@ from mtpt.log import Writer, read_metrics
 from mtpt.model import functional
 from mtpt.model.attention import check_kernel
 from mtpt.model.config import ModelConfig
+from mtpt.opened import model_of, opened, restored
 from mtpt.prepare import ExamPlan
 from mtpt.settings import Run, overridden
 from mtpt.train.loop import begin, fit
@@ -72,7 +73,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     vocabulary = load(folder / 'vocabulary')
     vocabulary.save(workdir / 'vocabulary')
     task_ids.check_names(run.model, manifest)
-    model_cfg = _model(run, vocabulary, task_ids.last(manifest.tasks), manifest)
+    model_cfg = model_of(run, vocabulary, task_ids.last(manifest.tasks), manifest)
     mesh = meshes.make_mesh(run.mesh)
     _check_mesh(run, model_cfg, mesh)
     dims = functional.dims(model_cfg)
@@ -148,7 +149,7 @@ def evaluate(
     plan = dataclasses.replace(plan, split=split or plan.split)
     manifest = _with_exams(run, workdir, mixture, plan)
     run = dataclasses.replace(run, evaluate=changed, exams={mixture: plan})
-    vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step, manifest)
+    vocabulary, model_cfg, mesh, params, step = restored(run, workdir, step, manifest)
     exams = Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, tag=tag)
     return exams.take(step, params, [mixture])[mixture]
 
@@ -254,53 +255,6 @@ def embed(
     return np.stack([told[head] for told in found])
 
 
-class Opened(NamedTuple):
-    """A run whose model is at hand, on its mesh; `ends` is what follows every input."""
-
-    run: Run
-    vocabulary: Vocabulary
-    cfg: ModelConfig
-    mesh: jax.sharding.Mesh
-    params: Any
-    ends: list[int]
-    tasks: list[TaskEntry]
-
-    def inputs(self, text: str) -> list[int]:
-        """The token ids of an input as the run was trained on them.
-
-        Raises:
-          UserError: a text that is too long, or empty where nothing is put behind it.
-        """
-        ids = self.vocabulary.encode(text, specials=True) + self.ends
-        longest = self.run.data.inputs_length
-        if not ids:
-            raise UserError('the input is empty, and the run puts no end behind it; give a text')
-        if len(ids) > longest:
-            raise UserError(
-                f'the input has {len(ids)} tokens and the run was trained on {longest}; shorten it'
-            )
-        return ids
-
-    def targets(self, text: str) -> list[int]:
-        """The token ids of an answer, with its end."""
-        return [*self.vocabulary.encode(text, specials=True), self.vocabulary.eos]
-
-
-def opened(workdir: str | pathlib.Path, step: int | None = None) -> Opened:
-    """A run's model and what it reads and writes texts with.
-
-    Raises:
-      UserError: a folder that holds no run, a step that was not kept.
-    """
-    workdir = pathlib.Path(workdir)
-    run = record.run_of(workdir)
-    vocabulary, model_cfg, mesh, params, step = _restored(run, workdir, step)
-    checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
-    told = checkpoints.load_provenance(step)
-    ends = [vocabulary.eos] if told['inputs_eos'] else []
-    return Opened(run, vocabulary, model_cfg, mesh, params, ends, record.tasks_of(told))
-
-
 def build_cache(run: Run, mixture: str, out: str) -> Manifest:
     """Writes the shards and evaluation sets of a mixture, for runs that name it in `data.cache`."""
     data = dataclasses.replace(run.data, mixture=mixture)
@@ -328,12 +282,6 @@ def _first_process_prepares(run: Run, folder: pathlib.Path) -> Manifest:
         if run.data.mode == 'stream':
             prepare.open_tasks(run.tasks)
     return manifests.read(folder)
-
-
-def _model(run: Run, vocabulary: Vocabulary, M: int, manifest: Manifest) -> ModelConfig:
-    """The model of a run, which may be asked of the tasks of its table and of its exams."""
-    asked = task_ids.asked(manifest, run.exams)
-    return task_ids.resolved(run.model, vocabulary.padded_size, M, manifest.tasks, asked)
 
 
 def _check_mesh(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
@@ -410,30 +358,6 @@ def _cache_of(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 def _with_exams(run: Run, workdir: pathlib.Path, mixture: str, plan: ExamPlan) -> Manifest:
     """The run's manifest, with the evaluation sets of a mixture added where they are missing."""
     return prepare.add_exams(run.data, run.tasks, {mixture: plan}, _cache_of(run, workdir))
-
-
-def _restored(run: Run, workdir: pathlib.Path, step: int | None, manifest: Manifest | None = None):
-    checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
-    vocabulary = load(workdir / 'vocabulary')
-    step = checkpoints.latest() if step is None else step
-    tasks = record.tasks_of(checkpoints.load_provenance(step))
-    M = task_ids.last(tasks)
-    if manifest:
-        model_cfg = _model(run, vocabulary, M, manifest)
-    else:
-        model_cfg = task_ids.resolved(run.model, vocabulary.padded_size, M, tasks)
-    mesh = meshes.make_mesh(run.mesh)
-    if mesh.devices.flat[0].platform != 'gpu':  # a kernel binds no weights
-        model_cfg = dataclasses.replace(model_cfg, kernel='xla')
-    with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)
-        ),
-        shapes,
-    )
-    return vocabulary, model_cfg, mesh, checkpoints.load_params(step, abstract), step
 
 
 def _routed(

@@ -1,0 +1,100 @@
+"""A run that is over or under way, opened again: its model, its vocabulary, its mesh."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from mtpt import mesh as meshes
+from mtpt import record, task_ids
+from mtpt.checkpoint import Checkpoints
+from mtpt.config import UserError
+from mtpt.data.manifest import Manifest, TaskEntry
+from mtpt.model import functional
+from mtpt.model.config import ModelConfig
+from mtpt.settings import Run
+from mtpt.vocabulary import Vocabulary, load
+
+
+class Opened(NamedTuple):
+    """A run whose model is at hand, on its mesh; `ends` is what follows every input."""
+
+    run: Run
+    vocabulary: Vocabulary
+    cfg: ModelConfig
+    mesh: jax.sharding.Mesh
+    params: Any
+    ends: list[int]
+    tasks: list[TaskEntry]
+
+    def inputs(self, text: str) -> list[int]:
+        """The token ids of an input as the run was trained on them.
+
+        Raises:
+          UserError: a text that is too long, or empty where nothing is put behind it.
+        """
+        ids = self.vocabulary.encode(text, specials=True) + self.ends
+        longest = self.run.data.inputs_length
+        if not ids:
+            raise UserError('the input is empty, and the run puts no end behind it; give a text')
+        if len(ids) > longest:
+            raise UserError(
+                f'the input has {len(ids)} tokens and the run was trained on {longest}; shorten it'
+            )
+        return ids
+
+    def targets(self, text: str) -> list[int]:
+        """The token ids of an answer, with its end."""
+        return [*self.vocabulary.encode(text, specials=True), self.vocabulary.eos]
+
+
+def opened(workdir: str | pathlib.Path, step: int | None = None) -> Opened:
+    """A run's model and what it reads and writes texts with.
+
+    Raises:
+      UserError: a folder that holds no run, a step that was not kept.
+    """
+    workdir = pathlib.Path(workdir)
+    run = record.run_of(workdir)
+    vocabulary, model_cfg, mesh, params, step = restored(run, workdir, step)
+    checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
+    told = checkpoints.load_provenance(step)
+    ends = [vocabulary.eos] if told['inputs_eos'] else []
+    return Opened(run, vocabulary, model_cfg, mesh, params, ends, record.tasks_of(told))
+
+
+def model_of(run: Run, vocabulary: Vocabulary, M: int, manifest: Manifest) -> ModelConfig:
+    """The model of a run, which may be asked of the tasks of its table and of its exams."""
+    asked = task_ids.asked(manifest, run.exams)
+    return task_ids.resolved(run.model, vocabulary.padded_size, M, manifest.tasks, asked)
+
+
+def restored(
+    run: Run, workdir: pathlib.Path, step: int | None, manifest: Manifest | None = None
+) -> tuple[Vocabulary, ModelConfig, jax.sharding.Mesh, Any, int]:
+    """A run's vocabulary, resolved model, mesh and parameters, and the step that they are of.
+
+    manifest: with the evaluation sets whose tasks are to be routed too.
+    """
+    checkpoints = Checkpoints(workdir, run.checkpoint, read_only=True)
+    vocabulary = load(workdir / 'vocabulary')
+    step = checkpoints.latest() if step is None else step
+    tasks = record.tasks_of(checkpoints.load_provenance(step))
+    M = task_ids.last(tasks)
+    if manifest:
+        model_cfg = model_of(run, vocabulary, M, manifest)
+    else:
+        model_cfg = task_ids.resolved(run.model, vocabulary.padded_size, M, tasks)
+    mesh = meshes.make_mesh(run.mesh)
+    if mesh.devices.flat[0].platform != 'gpu':  # a kernel binds no weights
+        model_cfg = dataclasses.replace(model_cfg, kernel='xla')
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: functional.init(model_cfg, jax.random.key(0)))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)
+        ),
+        shapes,
+    )
+    return vocabulary, model_cfg, mesh, checkpoints.load_params(step, abstract), step

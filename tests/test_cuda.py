@@ -67,3 +67,11 @@ def test_cudnn_takes_grouped_heads(monkeypatch):
     places = ('encoder_attention', 'decoder_attention', 'cross_attention')
     forward, _ = fused_calls(monkeypatch, MeshConfig(), **dict.fromkeys(places, grouped))
     assert all(call[1].split('x')[2] == '1' for call in forward) and len(forward) >= 3
+
+
+def test_what_cudnn_gave_is_kept_where_products_are(monkeypatch):
+    calls = {
+        policy: [len(found) for found in fused_calls(monkeypatch, MeshConfig(), remat=policy)]
+        for policy in ('dots', 'full')
+    }
+    assert calls['dots'] == [3, 3] and calls['full'] == [6, 3]

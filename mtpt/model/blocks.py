@@ -290,8 +290,18 @@ def interleaved(reports: list[Aux]) -> Aux:
 
 
 def remat(body: Any, policy: str) -> Any:
-    """Wraps the body of a scan so that its backward pass keeps what the policy says."""
+    """Wraps the body of a scan so that its backward pass keeps what the policy says.
+
+    cuDNN's attention is no product to JAX; the policies that keep products keep it too.
+    """
     if REMAT[policy] is None:
         return body
-    saved = getattr(jax.checkpoint_policies, REMAT[policy])
+    policies = jax.checkpoint_policies
+    saved = getattr(policies, REMAT[policy])
+    if policy.startswith('dots'):
+        saved = policies.save_from_both_policies(saved, _is_fused_attention)
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
+
+
+def _is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name.startswith('dot_product_attention_fwd')

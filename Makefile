@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PARITY := $(addprefix tests/test_,$(addsuffix .py,parity convert sizes generate score attention heads evaluate))
 
 .PHONY: quickstart test test-parity bench lint notebooks wheel clean
 
@@ -17,12 +16,12 @@ quickstart: $(VENV)/.installed
 	$(BIN)/mtpt train --config=quickstart --workdir=runs/quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# Against PyTorch and transformers, which nothing else needs: what is live in these files.
+# Against PyTorch and transformers, which nothing else needs: the tests that name them.
 test-parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
-	$(BIN)/python -m pytest -q $(PARITY)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -k 'live or torch or transformers'
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'

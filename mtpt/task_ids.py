@@ -14,8 +14,7 @@ from typing import Any
 
 from mtpt.config import UserError, nearest
 from mtpt.data.manifest import ExamEntry, Manifest, TaskEntry
-from mtpt.model.config import ModelConfig, named_experts, resolve
-from mtpt.model.task_routing import routers
+from mtpt.model.config import ModelConfig, named_experts, resolve, routers
 from mtpt.tasks.families import canonical_dataset, canonical_family
 
 OTHERS = '*'
@@ -37,7 +36,7 @@ def resolved(
       UserError: the config is wrong, or sends a task nowhere.
     """
     cfg = resolve(cfg, V, M)
-    if 'enforced' not in routers(cfg):
+    if 'enforced' not in routers(cfg).values():
         return cfg
     moe = dataclasses.replace(cfg.moe, expert_of_task=_enforced(cfg, tasks, exams))
     return resolve(dataclasses.replace(cfg, moe=moe))
@@ -92,10 +91,10 @@ def check_asked(cfg: ModelConfig, task: str | None) -> None:
       UserError: routing is enforced, and nothing is said of tasks that are not known.
     """
     silent = OTHERS not in named_experts(cfg.moe.experts_of)
-    if not task and silent and 'enforced' in routers(cfg):
+    if not task and silent and 'enforced' in routers(cfg).values():
         raise UserError(
             'the model goes by what model.moe.experts_of says of a task, and that says nothing of '
-            'others; give --task=NAME'
+            'others; name the task (--task=NAME, or "task" in a line to score)'
         )
 
 

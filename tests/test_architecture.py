@@ -8,8 +8,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    4: '__main__ convert flags run opened settings prepare record exams task_ids specialisation extract '
-    'inspect_tasks sweep report charts scores score doctor versions',
+    4: '__main__ convert flags run opened settings prepare record exams task_ids specialisation '
+    'extract inspect_tasks sweep report charts scores score doctor versions',
     3: 'train',
     2: 'evaluate',
     1: 'model tasks data checkpoint leaves',

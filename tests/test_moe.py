@@ -19,6 +19,7 @@ from mtpt.model.dispatch import capacity_slots, collect, sorted_slots, spread
 from mtpt.model.layers import MLPS, Mlp
 from mtpt.model.moe import Moe
 from mtpt.model.routing import Routing
+from mtpt.model.sizes import SIZES
 from mtpt.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
 from mtpt.train.state import new_state
 from mtpt.train.step import make_train_step
@@ -186,7 +187,7 @@ def test_slots_go_to_whoever_comes_first_and_none_to_padding(order):
         expert_nk[rng.random(n) < 0.3] = 5
         gate_nk = rng.random((n, k)).astype(np.float32)
         lay = jit(partial(capacity_slots, E=5, C=C, R=R, order=order))
-        pair_P, slot_nk = lay(expert_nk, gate_nk)
+        pair_P, slot_nk = lay(expert_nk, gate_nk.max(-1))
         kept_nk = one_by_one(expert_nk, gate_nk, 5, C, R, order)
         np.testing.assert_array_equal(slot_nk < len(pair_P), kept_nk)
         assert kept_nk.sum() < (expert_nk < 5).sum()
@@ -202,7 +203,7 @@ def test_prioritised_slots_go_to_the_highest_gates():
     expert_n1 = np.zeros((12, 1), np.int32)
     expert_n1[3], gate_n1[3] = 1, 1.0  # padding, whatever its gate
     lay = jit(partial(capacity_slots, E=1, C=4, R=1, order='gate'))
-    pair_P, _ = lay(expert_n1, gate_n1)
+    pair_P, _ = lay(expert_n1, gate_n1[:, 0])
     real = np.delete(np.arange(12), 3)
     assert list(pair_P) == sorted(real, key=lambda t: -gate_n1[t, 0])[:4]
 
@@ -317,7 +318,7 @@ def test_grouped_products_are_lowered_for_the_platform_and_not_as_dense_ones(pla
 
 
 def test_experts_that_choose_take_their_best_tokens_and_as_many_each():
-    cfg = config(encoder_router='expert_choice', eval_capacity=1.0, group=64)
+    cfg = config(encoder_router='expert_choice', capacity=1.0, eval_capacity=9.0, group=64)
     weights, given = weights_of(cfg), inputs(cfg)
     y_BTD, aux = jit(partial(layer, cfg))(weights, given)
     x_RnD, real_Rn = given[0].reshape(2, 64, -1), given[1].reshape(2, 64)
@@ -551,6 +552,32 @@ def test_an_evaluation_batch_need_not_divide_into_groups_and_a_training_batch_mu
         jax.eval_shape(lambda: layer(cfg, weights, given, jax.random.key(0)))
 
 
+@pytest.mark.parametrize('router', ['top_k', 'expert_choice'])
+def test_what_a_row_is_told_does_not_hang_on_its_batch(router):
+    cfg = config(encoder_router=router, capacity=0.5, eval_capacity=0.5)
+    params = functional.init(cfg, jax.random.key(0))
+    tokens_BS = np.random.default_rng(0).integers(3, V, (8, T)).astype(np.int32)
+
+    @jit
+    def told(params, tokens_BS):
+        encoded = functional.encode(cfg, params, tokens_BS, jnp.ones_like(tokens_BS))
+        return functional.decode(cfg, params, encoded, tokens_BS, jnp.ones_like(tokens_BS))
+
+    together = told(params, tokens_BS)
+    others = np.roll(tokens_BS, 5, axis=1)
+    others[3] = tokens_BS[3]
+    np.testing.assert_allclose(told(params, others)[3], together[3], atol=1e-5)
+
+
+def test_a_field_set_beside_a_sparse_size_keeps_the_rest_of_its_line():
+    for size in (name for name, line in SIZES.items() if 'moe' in line):
+        line = resolve(ModelConfig(size=size), V).moe
+        own = resolve(ModelConfig(size=size, moe=MoeConfig(capacity=3.0)), V).moe
+        assert own == dataclasses.replace(line, capacity=3.0)
+    dense = resolve(ModelConfig(size='switch_base_8', moe=MoeConfig(encoder=0, decoder=0)), V)
+    assert not dense.moe.E
+
+
 @pytest.mark.parametrize(
     'moe, words',
     [
@@ -560,6 +587,10 @@ def test_an_evaluation_batch_need_not_divide_into_groups_and_a_training_batch_mu
         (dict(prioritised=True, dispatch='dropless'), 'needs sparse encoder layers'),
         (dict(prioritised=True, encoder=0), 'needs sparse encoder layers'),
         (dict(group=64, dispatch='dropless'), 'none of the experts has any'),
+        (dict(encoder=9, decoder=()), 'no layer is sparse'),
+        (dict(capacity=float('nan')), 'model.moe.capacity=nan must be above 0'),
+        (dict(E=-1), 'model.moe.E=-1'),
+        (dict(experts_of=('a=1',)), "no router of the model is 'enforced'"),
         (dict(capacity=0.0), 'model.moe.capacity=0.0 must be above 0'),
         (dict(dropout=1.0), 'model.moe.dropout=1.0 must be at least 0 and below 1'),
         (dict(jitter=1.0), 'model.moe.jitter=1.0 must be at least 0 and below 1'),

@@ -171,7 +171,7 @@ def test_a_template_cannot_reach_pythons_insides(template):
     ],
 )
 def test_a_template_cannot_fill_memory_or_run_for_ever(template):
-    started = time.perf_counter()
+    started = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(UserError):
@@ -179,7 +179,8 @@ def test_a_template_cannot_fill_memory_or_run_for_ever(template):
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - started < 3  # half a second at most on an idle core, untraced
+    # Of this process, whatever else the machine does: half a second untraced; else it is for ever.
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize(

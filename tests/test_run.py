@@ -59,6 +59,24 @@ def test_stopping_and_going_on_gives_the_same_weights_bit_for_bit(finished, tmp_
         np.testing.assert_array_equal(once[path], twice[path], err_msg=path)
 
 
+def test_experts_chosen_with_noise_go_on_bit_for_bit_too(finished, tmp_path):
+    moe = dict(E=2, encoder=1, decoder=1, encoder_router='task_aware', decoder_router='task')
+    model = dict(size='micro', moe=moe | dict(jitter=0.1, forget=0.3, task_choice='gumbel'))
+    config = tiny.write(tmp_path, model__size='micro', train__steps=4)
+    text = config.read_text()
+    config.write_text(text.replace(repr(dict(size='micro')), repr(model)))
+    cache = f'--config.data.cache={finished / "run" / "cache"}'
+    whole, parts = ([f'--workdir={tmp_path / name}'] for name in ('whole', 'parts'))
+    command = ['train', f'--config={config}', cache]
+    assert main([*command, *whole]) == 0
+    assert main([*command, *parts, '--config.train.steps=2']) == 0
+    assert main([*command, *parts]) == 0
+    once, twice = _parameters(tmp_path / 'whole'), _parameters(tmp_path / 'parts')
+    assert 'decoder/layers/moe/router/kernel' in once
+    for path in once:
+        np.testing.assert_array_equal(once[path], twice[path], err_msg=path)
+
+
 def test_a_streamed_run_trains_and_resumes(tmp_path):
     config = tiny.write(tmp_path, data__mode='stream')
     command = ['train', f'--config={config}', f'--workdir={tmp_path / "run"}']

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mtpt.mesh import act
 from mtpt.model.attention import Attention, KeysValues
-from mtpt.model.config import REMAT, ModelConfig
+from mtpt.model.config import REMAT, ModelConfig, sparse_layers
 from mtpt.model.layers import Aux, Mlp, RMSNorm, dropout, stack
 from mtpt.model.moe import Moe
 from mtpt.model.positions import bias_table, causal, relative_bias, same_segment
@@ -34,10 +34,7 @@ def kinds(cfg: ModelConfig, cross: bool) -> tuple[Kind, ...]:
     """The kind of each layer of the decoder (`cross`) or the encoder."""
     count = cfg.decoder_layers if cross else cfg.encoder_layers
     own = cfg.decoder_attention if cross else cfg.encoder_attention
-    sparse = cfg.moe.decoder if cross else cfg.moe.encoder
-    if isinstance(sparse, int):
-        sparse = range(sparse - 1, count, sparse) if sparse else ()
-    sparse = sparse if cfg.moe.E else ()
+    sparse = sparse_layers(cfg, 'decoder' if cross else 'encoder')
     return tuple(
         Kind(i in sparse, i % own.kv_layers == 0, i % cfg.cross_attention.kv_layers == 0)
         for i in range(count)

@@ -5,6 +5,7 @@ N layers of a stack  E experts  M tasks  X width of a task's representation
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -149,9 +150,10 @@ class HeadConfig:
 class ModelConfig:
     """A model of the T5 family, dense or sparse.
 
-    `size` names a line of `SIZES`; a field that is 0, '' or None (and `moe` as long as it says
-    nothing) is taken from that line, any other overrides it. `V` comes from the vocabulary, `M`
-    from the table of tasks. `resolve` fills them in.
+    `size` names a line of `SIZES`; a field that is 0, '' or None, and a field of `moe` that has its
+    default, is taken from that line, any other overrides it; with `moe.encoder` and `moe.decoder`
+    both 0 a sparse size is dense. `V` comes from the vocabulary, `M` from the table of tasks.
+    `resolve` fills them in.
 
     kind: 'encoder_decoder'; 'prefix_lm', one stack (the decoder's layers) that reads inputs and
       then targets; or 'encoder', for heads alone.
@@ -212,13 +214,32 @@ def resolve(cfg: ModelConfig, V: int = 0, M: int = 0) -> ModelConfig:
     if cfg.tied is not None:
         filled.pop('tied', None)
     filled['V'] = cfg.V or V or line.get('V', 0)
-    if cfg.moe == MoeConfig() and 'moe' in line:
-        filled['moe'] = MoeConfig(**line['moe'])
+    if 'moe' in line and (cfg.moe.encoder, cfg.moe.decoder) != (0, 0):
+        said = {f.name: getattr(cfg.moe, f.name) for f in dataclasses.fields(MoeConfig)}
+        said = {name: x for name, x in said.items() if x != getattr(MoeConfig, name)}
+        filled['moe'] = MoeConfig(**line['moe'] | said)
     cfg = dataclasses.replace(cfg, **filled, M=cfg.M or M)
     if cfg.moe.E and not cfg.moe.F:
         cfg = dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, F=cfg.F))
     _check(cfg)
     return cfg
+
+
+def sparse_layers(cfg: ModelConfig, place: str) -> tuple[int, ...]:
+    """The layers of the encoder or the decoder that have experts, counted from 0."""
+    absent = dict(prefix_lm='encoder', encoder='decoder').get(cfg.kind)
+    asked, count = getattr(cfg.moe, place), getattr(cfg, f'{place}_layers')
+    if not cfg.moe.E or place == absent:
+        return ()
+    if isinstance(asked, int):
+        return tuple(range(asked - 1, count, asked)) if asked else ()
+    return tuple(sorted(set(asked)))
+
+
+def routers(cfg: ModelConfig) -> dict[str, str]:
+    """The routers that a model has: of those of its stacks that have sparse layers."""
+    places = [place for place in ('encoder', 'decoder') if sparse_layers(cfg, place)]
+    return {place: getattr(cfg.moe, f'{place}_router') for place in places}
 
 
 def _check(cfg: ModelConfig) -> None:
@@ -263,6 +284,11 @@ def _check(cfg: ModelConfig) -> None:
         raise UserError(f"model.K={cfg.K} must be even for model.positions='rope'")
     for place in ('encoder', 'decoder', 'cross'):
         _check_attention(cfg, place)
+    if cfg.moe.E < 0 or cfg.moe.F < 0:
+        raise UserError(
+            f'model.moe.E={cfg.moe.E} experts of width model.moe.F={cfg.moe.F}: neither may be '
+            'below 0'
+        )
     if cfg.moe.E:
         _check_moe(cfg)
     _check_kind(cfg)
@@ -285,6 +311,11 @@ def _check_attention(cfg: ModelConfig, place: str) -> None:
         raise UserError(f'{where}.routed_heads={routed} must be at most the H={cfg.H} heads')
     if routed and not 1 <= top <= routed:
         raise UserError(f'{where}.top_heads={top} must be from 1 to {where}.routed_heads={routed}')
+    if attention.head_router != 'learnt' and not routed:
+        raise UserError(
+            f'{where}.head_router={attention.head_router!r} routes no heads; set '
+            f'{where}.routed_heads too'
+        )
     if top and not routed:
         raise UserError(
             f'{where}.top_heads={top} chooses among no heads; set {where}.routed_heads too'
@@ -295,8 +326,17 @@ def _check_attention(cfg: ModelConfig, place: str) -> None:
 
 def _check_moe(cfg: ModelConfig) -> None:
     moe = cfg.moe
+    absent = dict(prefix_lm='encoder', encoder='decoder').get(cfg.kind)
     for place in ('encoder', 'decoder'):
-        choose(f'{place} router', getattr(moe, f'{place}_router'), dict.fromkeys(ROUTERS))
+        router = getattr(moe, f'{place}_router')
+        choose(f'{place} router', router, dict.fromkeys(ROUTERS))
+        if place == absent:
+            if router != 'top_k':
+                raise UserError(
+                    f'model.moe.{place}_router={router!r} is of a part that '
+                    f'model.kind={cfg.kind!r} does not have; leave it out'
+                )
+            continue
         layers, count = getattr(moe, place), getattr(cfg, f'{place}_layers')
         if isinstance(layers, int) and layers < 0:
             raise UserError(f'model.moe.{place}={layers} must be 0 (none) or more')
@@ -305,7 +345,14 @@ def _check_moe(cfg: ModelConfig) -> None:
                 f'model.moe.{place}={layers} names layers that are not there; the {place} has '
                 f'{count}, counted from 0'
             )
-    if moe.decoder_router == 'expert_choice':
+    has = routers(cfg)
+    if not has:
+        raise UserError(
+            f'model.moe.E={moe.E} experts, and no layer is sparse: model.moe.encoder={moe.encoder} '
+            f'and model.moe.decoder={moe.decoder} name none of the {cfg.encoder_layers} and '
+            f'{cfg.decoder_layers} layers; set 1 for every layer'
+        )
+    if has.get('decoder') == 'expert_choice':
         raise UserError(
             "model.moe.decoder_router='expert_choice' lets an expert choose among all positions of "
             "a row, the future included; use 'top_k' in the decoder"
@@ -317,19 +364,19 @@ def _check_moe(cfg: ModelConfig) -> None:
     for name, table in MOE_CHOICES.items():
         choose(f'model.moe.{name}', getattr(moe, name), dict.fromkeys(table))
     for name, least in dict(group=0, shared=0, balance=0, z_loss=0, X=1).items():
-        if getattr(moe, name) < least:
+        if not least <= getattr(moe, name) < math.inf:
             raise UserError(f'model.moe.{name}={getattr(moe, name)} must be at least {least}')
     for name in ('capacity', 'eval_capacity', 'temperature'):
-        if getattr(moe, name) <= 0:
-            raise UserError(f'model.moe.{name}={getattr(moe, name)} must be above 0')
+        if not 0 < getattr(moe, name) < math.inf:
+            raise UserError(f'model.moe.{name}={getattr(moe, name)} must be above 0, and finite')
     for name in ('jitter', 'forget'):
         if not 0 <= getattr(moe, name) < 1:
             raise UserError(f'model.moe.{name}={getattr(moe, name)} must be at least 0 and below 1')
     if moe.dropout is not None and not 0 <= moe.dropout < 1:
         raise UserError(f'model.moe.dropout={moe.dropout} must be at least 0 and below 1')
-    _check_slots(cfg)
-    _check_experts_of(moe)
-    apart = {moe.encoder_router, moe.decoder_router} - {'task', 'enforced'}
+    _check_slots(moe, has)
+    _check_experts_of(moe, 'enforced' in has.values())
+    apart = set(has.values()) - {'task', 'enforced'}
     if moe.local and (apart or moe.task_choice == 'soft'):
         raise UserError(
             'model.moe.local promises that a row lies with the one expert of its task; '
@@ -338,22 +385,16 @@ def _check_moe(cfg: ModelConfig) -> None:
         )
 
 
-def _check_slots(cfg: ModelConfig) -> None:
+def _check_slots(moe: MoeConfig, has: dict[str, str]) -> None:
     """Settings of slots, where no experts have slots."""
-    moe, routers = cfg.moe, {}
-    for place in ('encoder', 'decoder'):
-        there = place == 'decoder' or cfg.kind != 'prefix_lm'
-        there = there and not (place == 'decoder' and cfg.kind == 'encoder')
-        if there and getattr(moe, place) not in (0, ()):
-            routers[place] = getattr(moe, f'{place}_router')
     bounded = moe.dispatch == 'capacity'
-    if moe.prioritised and not (bounded and routers.get('encoder') == 'top_k'):
+    if moe.prioritised and not (bounded and has.get('encoder') == 'top_k'):
         raise UserError(
             'model.moe.prioritised orders who gets a slot in the encoder (in the decoder later '
             'positions would push out earlier ones), so it needs sparse encoder layers with '
             "encoder_router='top_k' and dispatch='capacity'"
         )
-    slots = [r for r in routers.values() if r == 'expert_choice' or (bounded and r == 'top_k')]
+    slots = [r for r in has.values() if r == 'expert_choice' or (bounded and r == 'top_k')]
     if moe.group and not slots:
         raise UserError(
             f'model.moe.group={moe.group} shares slots, and none of the experts has any; set it to '
@@ -361,11 +402,15 @@ def _check_slots(cfg: ModelConfig) -> None:
         )
 
 
-def _check_experts_of(moe: MoeConfig) -> None:
-    enforced = 'enforced' in (moe.encoder_router, moe.decoder_router)
+def _check_experts_of(moe: MoeConfig, enforced: bool) -> None:
     if enforced and not (moe.experts_of or moe.expert_of_task):
         raise UserError(
             "the router 'enforced' needs model.moe.experts_of, such as ('summarisation=2', '*=0')"
+        )
+    if moe.experts_of and not enforced:
+        raise UserError(
+            'model.moe.experts_of sends tasks to experts, and no router of the model is '
+            "'enforced'; set model.moe.encoder_router='enforced', or leave it out"
         )
     sent = [*named_experts(moe.experts_of).items(), *enumerate(moe.expert_of_task)]
     for name, expert in sent:
@@ -446,6 +491,12 @@ def _check_head(cfg: ModelConfig, head: HeadConfig) -> None:
     twice = sorted({text for text in texts if texts.count(text) > 1})
     if twice:
         raise UserError(f'{where} has {twice[0]!r} twice among its labels')
+    if not head.tasks or not head.separator or not all(texts):
+        raise UserError(f'{where} has empty tasks, labels or separator; give each a text')
+    if head.nothing in texts and head.kind == 'multi_label':
+        raise UserError(
+            f'{where} has {head.nothing!r} as a label and for having none; rename one of them'
+        )
     if head.temperature <= 0:
         raise UserError(f'{where} has temperature={head.temperature}, which must be above 0')
     choose(f'negatives (of head {head.name!r})', head.negatives, dict.fromkeys(NEGATIVES))

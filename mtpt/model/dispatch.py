@@ -99,14 +99,14 @@ def places(expert_RL: jax.Array, E: int) -> tuple[jax.Array, jax.Array]:
 
 
 def capacity_slots(
-    expert_nk: jax.Array, gate_nk: jax.Array, E: int, C: int, R: int, order: str
+    expert_nk: jax.Array, sure_n: jax.Array, E: int, C: int, R: int, order: str
 ) -> Slots:
     """Lays pairs into C slots of each expert and group; those that come late are dropped.
 
     expert_nk: E where the token is padding; the tokens are cut into R groups, and where R does not
       divide n the last is the smaller.
     order: who comes first. 'choice': all first choices before all second ones, each in the order
-      of positions. 'gate': the same with the tokens in the order of their largest gate
+      of positions. 'gate': the same with the tokens in the order of their largest probability
       (batch-prioritised routing: 2106.05974, section 4). 'position': all choices of a token before
       those of the token after it, so that no position takes a slot from an earlier one of its row;
       with first choices first a later token would take the slot of an earlier one's second choice.
@@ -119,7 +119,7 @@ def capacity_slots(
     else:
         rank_Rg = jnp.broadcast_to(jnp.arange(g), (R, g))
         if order == 'gate':
-            best_n = jnp.where(expert_nk < E, jax.lax.stop_gradient(gate_nk), -1).max(-1)
+            best_n = jnp.where(expert_nk[:, 0] < E, jax.lax.stop_gradient(sure_n), -1)
             best_Rg = jnp.pad(best_n, (0, R * g - n), constant_values=-1).reshape(R, g)
             rank_Rg = jnp.argsort(jnp.argsort(-best_Rg, axis=1, stable=True), axis=1)
         at_Rgk = jnp.arange(k) * g + rank_Rg[..., None]  # where in line each pair stands
@@ -196,10 +196,9 @@ def capacity(
     n, R, C = sharing.cut(B, T)
 
     @partial(jax.shard_map, in_specs=P(BATCH), out_specs=(P(None, BATCH), P(BATCH), P(BATCH)))
-    def send(x_BTD, expert_BTk, gate_BTk, real_BT):
+    def send(x_BTD, expert_BTk, sure_BT, real_BT):
         expert_nk = jnp.where(real_BT[..., None], expert_BTk, E).reshape(n, -1)
-        gate_nk = gate_BTk.reshape(expert_nk.shape)
-        slots = capacity_slots(expert_nk, gate_nk, E, C, R, sharing.order)
+        slots = capacity_slots(expert_nk, sure_BT.reshape(n), E, C, R, sharing.order)
         h_ERCD = spread(x_BTD.reshape(n, D), slots).reshape(E, R, C, D)
         return h_ERCD, *slots
 
@@ -209,7 +208,9 @@ def capacity(
         y_nD = collect(h_PD, gate_BTk.reshape(slot_nk.shape), Slots(pair_P, slot_nk))
         return y_nD.reshape(-1, T, D), (slot_nk < len(h_PD)).reshape(gate_BTk.shape)
 
-    h_ERCD, *slots = send(x_BTD, choice.expert_BTk, choice.gate_BTk, real_BT)
+    # Normalised gates do not tell how sure the router is.
+    sure_BT = jnp.max(choice.probs_BTE, -1)
+    h_ERCD, *slots = send(x_BTD, choice.expert_BTk, sure_BT, real_BT)
     return bring(_exchanged(experts, h_ERCD), choice.gate_BTk, *slots)
 
 

@@ -146,12 +146,14 @@ class EncoderDecoder(nnx.Module):
         """The inputs read, without dropout."""
         x_BSD = self.embed(tokens_BS)
         task_BGX = self.represented(x_BSD, segments_BS, tasks_BG)
-        view = self.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
+        view = self.encoder.view(
+            segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX, alone=True)
+        )
         return Encoded(self.encoder(x_BSD, view)[0], segments_BS, tasks_BG, task_BGX)
 
     def decode(self, encoded: Encoded, tokens_BT, segments_BT) -> jax.Array:
         """Logits_BTV of given decoder inputs, without dropout."""
-        routing = of_tokens(segments_BT, encoded.tasks_BG, encoded.task_BGX)
+        routing = of_tokens(segments_BT, encoded.tasks_BG, encoded.task_BGX, alone=True)
         memory = Memory(encoded.x_BSD, same_segment(segments_BT, encoded.segments_BS))
         view = self.decoder.view(segments_BT, routing)
         return self.head(self.decoder(self.embed(tokens_BT), view, memory)[0])

@@ -366,19 +366,22 @@ def _report(own: HeadConfig, found: Judged, told_BG: jax.Array) -> Aux:
 
 def told(model: Any, tokens_BS, segments_BS, tasks_BG, G: int) -> dict[str, jax.Array]:
     """What each head tells of inputs, without dropout."""
-    layers, _ = model.look(tokens_BS, segments_BS, tasks_BG, None)
+    layers, _ = look(model, tokens_BS, segments_BS, tasks_BG, None, alone=True)
     return {
         own.name: getattr(model.heads, own.name).read(layers, segments_BS, G)[0]
         for own in model.cfg.heads
     }
 
 
-def look(model: Any, tokens_BS, segments_BS, tasks_BG, key) -> tuple[Layers, Aux]:
+def look(
+    model: Any, tokens_BS, segments_BS, tasks_BG, key, alone: bool | None = None
+) -> tuple[Layers, Aux]:
     """Reads a text with a model's encoder, for heads."""
     x_BSD = model.embed(tokens_BS)
     keys = [None] * 2 if key is None else jax.random.split(key)
     task_BGX = model.represented(x_BSD, segments_BS, tasks_BG, keys[1])
-    view = model.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
+    routing = of_tokens(segments_BS, tasks_BG, task_BGX, alone)
+    view = model.encoder.view(segments_BS, routing)
     deep = needs_layers(model.cfg)
     return layers_of(*model.encoder(x_BSD, view, key=keys[0], all_layers=deep))
 

@@ -49,10 +49,13 @@ class Moe(nnx.Module):
         moe, real_BT = self.cfg.moe, routing.real_BT
         choice = self.router(x_BTD, routing, keys[0])
         weights = self.weights(x_BTD.dtype, keys[1])
+        factor = moe.top_k * (moe.eval_capacity if key is None else moe.capacity)
+        if choice.expert_BTk is None:  # the share of all tokens that an expert takes
+            factor = moe.capacity
         sharing = Sharing(
             E=moe.E,
-            factor=moe.top_k * (moe.eval_capacity if key is None else moe.capacity),
-            group=moe.group,
+            factor=factor,
+            group=x_BTD.shape[1] if routing.alone else moe.group,
             strict=key is not None,
             order='position' if self.decoder else 'gate' if moe.prioritised else 'choice',
         )
@@ -64,7 +67,12 @@ class Moe(nnx.Module):
             kept_BT = jnp.any(sent_BTE, -1)
         else:
             sent_BTE = jnp.any(choice.expert_BTk[..., None] == jnp.arange(moe.E), -2)
-            if decoding or moe.dispatch == 'dropless' or self.name in task_routing.BY_TASK:
+            if (
+                decoding
+                or routing.alone
+                or moe.dispatch == 'dropless'
+                or self.name in task_routing.BY_TASK
+            ):
                 letters = ['EDF'] * (len(weights) - 1) + ['EFD']
                 local = moe.local and key is not None
                 y_BTD = dropless(

@@ -17,7 +17,7 @@ import numpy as np
 from mtpt.config import UserError
 from mtpt.model import functional
 from mtpt.model.blocks import kinds, period
-from mtpt.model.config import ModelConfig
+from mtpt.model.config import ModelConfig, routers
 from mtpt.trees import flatten, unflatten
 
 Params = dict[str, Any]
@@ -130,7 +130,12 @@ def _signature(cfg: ModelConfig, cross: bool) -> Any:
     """All that the parameters of a stack's layers depend on, besides sizes."""
     places = ('decoder', 'cross') if cross else ('encoder',)
     own = [getattr(cfg, f'{place}_attention') for place in places]
-    return kinds(cfg, cross), own, (cfg.moe.E, cfg.moe.F, cfg.moe.shared) if cfg.moe.E else ()
+    experts = (cfg.moe.E, cfg.moe.F, cfg.moe.shared, _router(cfg, cross)) if cfg.moe.E else ()
+    return kinds(cfg, cross), own, experts
+
+
+def _router(cfg: ModelConfig, cross: bool) -> str:
+    return routers(cfg).get('decoder' if cross else 'encoder', '')
 
 
 def _converted(layers, old, new, cross, notes):
@@ -144,13 +149,19 @@ def _converted(layers, old, new, cross, notes):
     sparse = [i for i, kind in enumerate(kinds(new, cross)) if kind.sparse and 'mlp' in layers[i]]
     for i in sparse:
         found[i]['moe'] = _upcycled(found[i].pop('mlp'), new)
+    was, now = _router(old, cross), _router(new, cross)
+    kept = [i for i, kind in enumerate(kinds(new, cross)) if kind.sparse and 'moe' in layers[i]]
+    if was != now and kept:
+        for i in kept:
+            found[i]['moe'] = {n: x for n, x in found[i]['moe'].items() if n != 'router'}
+        notes.append(f'{stack}: the router {now!r} is fresh; {was!r} was another')
     if sparse:
         numbers = ', '.join(map(str, sparse))
         notes.append(
             f'the MLP of layer {numbers} of the {stack} becomes {new.moe.E} experts that are '
-            'copies of it, with a fresh router'
+            f'copies of it, with the router {now!r}'
         )
-        if not new.moe.normalise:
+        if not new.moe.normalise and now in ('top_k', 'task_aware', 'expert_choice'):
             notes.append(
                 'the gates of the copies sum to less than 1, so the model does not begin where the '
                 'dense one ended; model.moe.normalise=True would have it so'

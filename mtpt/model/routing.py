@@ -21,12 +21,14 @@ class Routing(NamedTuple):
     """What routing may know of a position besides its state.
 
     real_BT: false on padding, which takes no slot and counts in no figure; tasks_BT: the id of the
-    task that it belongs to, 0 where unknown; task_BTX: that task's representation.
+    task that it belongs to, 0 where unknown; task_BTX: that task's representation; alone: whether a
+    row must not feel what else is in the batch, as when it is scored or answered.
     """
 
     real_BT: jax.Array
     tasks_BT: jax.Array | None = None
     task_BTX: jax.Array | None = None
+    alone: bool | None = None  # None is no leaf of a tree: a cache holds arrays
 
 
 class Choice(NamedTuple):

@@ -18,39 +18,34 @@ from jax import P
 
 from mtpt.config import UserError
 from mtpt.mesh import act, einsum
-from mtpt.model.config import ModelConfig
+from mtpt.model.config import ModelConfig, routers
 from mtpt.model.layers import param
 from mtpt.model.routing import ROUTER_STD, Choice, Routing, TopK, pick, top
 
 BY_TASK = ('task_aware', 'task', 'enforced')
 
 
-def routers(cfg: ModelConfig) -> set[str]:
-    """The names of the routers that a model has; none where it has no experts."""
-    return {cfg.moe.encoder_router, cfg.moe.decoder_router} if cfg.moe.E else set()
-
-
 def by_task(cfg: ModelConfig) -> bool:
     """Whether where a position goes depends on the task that it belongs to."""
-    return bool(routers(cfg) & set(BY_TASK))
+    return bool(set(routers(cfg).values()) & set(BY_TASK))
 
 
 def knows_tasks(cfg: ModelConfig) -> bool:
     """Whether a router of the model looks at a representation of the task."""
-    return bool(routers(cfg) & {'task_aware', 'task'})
+    return bool(set(routers(cfg).values()) & {'task_aware', 'task'})
 
 
-def of_tokens(segments_BT, tasks_BG, task_BGX=None) -> Routing:
+def of_tokens(segments_BT, tasks_BG, task_BGX=None, alone=None) -> Routing:
     """What routing knows of each position: from its segment (1 .. G) to the segment's task."""
     real_BT = segments_BT > 0
     if tasks_BG is None:
-        return Routing(real_BT)
+        return Routing(real_BT, alone=alone)
     member_BTG = segments_BT[..., None] == jnp.arange(1, tasks_BG.shape[1] + 1)
     tasks_BT = jnp.sum(jnp.where(member_BTG, tasks_BG[:, None], 0), -1)
     if task_BGX is None:
-        return Routing(real_BT, tasks_BT)
+        return Routing(real_BT, tasks_BT, alone=alone)
     member_BTG = member_BTG.astype(task_BGX.dtype)
-    return Routing(real_BT, tasks_BT, einsum('BTG,BGX->BTX', member_BTG, task_BGX))
+    return Routing(real_BT, tasks_BT, einsum('BTG,BGX->BTX', member_BTG, task_BGX), alone)
 
 
 class TaskRepresentation(nnx.Module):

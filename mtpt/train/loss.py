@@ -90,9 +90,7 @@ def task_sums(
     return _named(sums_MQ, ids_BG)
 
 
-def label_sums(
-    sums_BGQ: jax.Array, batch: Mapping[str, jax.Array], M: int
-) -> dict[str, jax.Array]:
+def label_sums(sums_BGQ: jax.Array, batch: Mapping[str, jax.Array], M: int) -> dict[str, jax.Array]:
     """The figures of each task, [M + 1], where there is no text to predict but labels.
 
     sums_BGQ: of each segment the summed loss of its labels, how many are right, and how many.

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-parity bench lint notebooks wheel clean
+.PHONY: quickstart test test-parity bench lint wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mtpt needs Python 3.11 or newer; set PYTHON=python3.11')"
@@ -21,10 +21,10 @@ test: $(VENV)/.installed
 # Against PyTorch and transformers, which nothing else needs: the tests that name them.
 test-parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -k 'live or torch or transformers'
+	MTPT_LIVE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -k 'live or torch or transformers'
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
 	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.installed

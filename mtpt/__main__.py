@@ -169,33 +169,13 @@ def _needed(value, flag, example):
 def main(argv: list[str]) -> int:
     """Runs one verb; returns the exit status. Bad input prints one sentence and gives 2."""
     debug = '--debug' in argv
-    argv = [a for a in argv if a != '--debug']
-    if not argv or argv[0] in ('-h', '--help', 'help'):
-        width = max(map(len, VERBS))
-        print(HELP.format(verbs='\n'.join(f'  {v:{width}}  {t}' for v, t in VERBS.items())))
-        return 0
-    if argv[0] == '--version':
-        from mtpt import __version__
-
-        print(__version__)
-        return 0
     _hush()
-    from mtpt.config import UserError, nearest
+    from mtpt.config import UserError
 
     try:
-        verb = argv[0]
-        if verb not in VERBS:
-            raise UserError(f'no verb {verb!r}; {nearest(verb, VERBS)}')
-        from mtpt import flags
-
-        if verb in COMPUTING_VERBS:
-            from mtpt.allocator import keep_freed_memory
-
-            keep_freed_memory()
-        args = flags.parse(verb, argv[1:], with_config=verb in CONFIG_VERBS)
-        if args is None:
-            return 0
-        return globals()[verb](args) or 0
+        status = _said([a for a in argv if a != '--debug'])
+        sys.stdout.flush()  # here, where a reader that has gone is known
+        return status
     except UserError as error:
         if debug:
             raise
@@ -207,6 +187,7 @@ def main(argv: list[str]) -> int:
         print('mtpt: interrupted; what was saved is whole', file=sys.stderr)
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 1
     except Exception as error:
         if debug:
@@ -218,6 +199,32 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _said(argv: list[str]) -> int:
+    """Does what the words say."""
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        width = max(map(len, VERBS))
+        print(HELP.format(verbs='\n'.join(f'  {v:{width}}  {t}' for v, t in VERBS.items())))
+        return 0
+    if argv[0] == '--version':
+        from mtpt import __version__
+
+        print(__version__)
+        return 0
+    from mtpt.config import UserError, nearest
+
+    verb = argv[0]
+    if verb not in VERBS:
+        raise UserError(f'no verb {verb!r}; {nearest(verb, VERBS)}')
+    from mtpt import flags
+
+    if verb in COMPUTING_VERBS:
+        from mtpt.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    args = flags.parse(verb, argv[1:], with_config=verb in CONFIG_VERBS)
+    return 0 if args is None else globals()[verb](args) or 0
 
 
 def _hush():

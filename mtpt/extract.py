@@ -11,6 +11,7 @@ from mtpt import record, task_ids
 from mtpt import run as runs
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError, as_dict
+from mtpt.files import write_folder
 from mtpt.model.extract import extracted, representation, uses
 from mtpt.train.state import TrainState
 
@@ -29,7 +30,7 @@ def extract(
 
     Args:
       workdir: the folder of the run.
-      out: the folder to write, which must hold no run.
+      out: the folder to write, which is not there yet or empty; it appears whole or not at all.
       task: the name of a task of the run; without it, a task that is not known.
       text: an example of its inputs, needed where a task is known by its prompt.
       step: a checkpoint's step; the last one by default.
@@ -41,8 +42,8 @@ def extract(
       UserError: no such task, a model whose tasks use more than one expert, a folder that is taken.
     """
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
-    if (out / 'config.json').exists():
-        raise UserError(f'{out} holds a run already; choose another --out')
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f'{out} is there already; choose another --out, or remove it')
     model = runs.opened(workdir, step)
     source = Checkpoints(workdir, model.run.checkpoint, read_only=True)
     step = source.latest() if step is None else step
@@ -60,13 +61,16 @@ def extract(
         model=dataclasses.replace(model.run.model, F=dense.F, moe=dense.moe),
         data=dataclasses.replace(model.run.data, cache=cache),
     )
-    record.make_folder(out)
-    model.vocabulary.save(out / 'vocabulary')
     state = TrainState(np.int32(step), params, (), jax.random.key(0), np.int32(0))
     provenance = source.load_provenance(step)
     provenance |= dict(config=as_dict(run), model=as_dict(dense), extracted=told)
-    checkpoints = Checkpoints(out, run.checkpoint)
-    checkpoints.save(step, state, {}, provenance)
-    checkpoints.close()
-    record.write_config(run, out, dense, model.mesh, extracted=told)
+
+    def fill(folder):
+        model.vocabulary.save(folder / 'vocabulary')
+        checkpoints = Checkpoints(folder, run.checkpoint)
+        checkpoints.save(step, state, {}, provenance)
+        checkpoints.close()
+        record.write_config(run, folder, dense, model.mesh, extracted=told)
+
+    write_folder(out, fill)
     return told['experts']

@@ -1,10 +1,15 @@
-"""Files that are whole: written complete or not at all, so that a full disk costs nothing saved."""
+"""What is written whole or not at all, so that a full disk costs nothing saved."""
 
 import os
 import pathlib
+import shutil
 import tempfile
+from collections.abc import Callable
+from typing import TypeVar
 
 from mtpt.config import UserError
+
+T = TypeVar('T')
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
@@ -36,3 +41,41 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
             f'cannot write {path}: {error.strerror or error}; free some space there or choose '
             'another folder, then give the same command again; what was there is untouched'
         ) from error
+
+
+def write_folder(out: str | os.PathLike, fill: Callable[[pathlib.Path], T]) -> T:
+    """Fills a folder beside `out` and renames it, so that `out` is whole or is not there.
+
+    Args:
+      out: a folder that is not there yet, or holds nothing.
+      fill: is given the folder to write into.
+
+    Returns:
+      What `fill` gives.
+
+    Raises:
+      UserError: `out` is taken or cannot be written; what `fill` reads cannot be read.
+    """
+    out = pathlib.Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'{out} is there already; choose another --out, or remove it')
+    if out == pathlib.Path.cwd():
+        raise UserError(f'{out} is the folder you are in; give --out the name of a new one')
+    beside = out.parent / f'.{out.name}.part'
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        found = fill(beside)
+        if out.is_dir():
+            out.rmdir()
+        beside.rename(out)
+        return found
+    except OSError as error:
+        why, at = error.strerror or error, pathlib.Path(str(error.filename or beside))
+        if at != out and not at.is_relative_to(beside) and not beside.is_relative_to(at):
+            raise UserError(f'cannot read {at}: {why}; make it readable') from error
+        raise UserError(
+            f'cannot write {out}: {why}; free some space or choose another --out'
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

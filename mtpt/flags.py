@@ -33,7 +33,12 @@ VERB_FLAGS = dict(
         input=(str, None, 'text to complete; without it, each line of standard input'),
         step=(int, None, 'checkpoint to use (the newest)'),
         max_length=(int, 0, 'longest output in tokens (the targets_length of the run)'),
-        choices=(list, [], 'the only answers allowed, such as yes,no; the likeliest is given'),
+        choices=(
+            list,
+            None,
+            'the only answers allowed, such as yes,no; the likeliest is given; one that holds a '
+            'comma is put in double quotes',
+        ),
         task=(str, None, 'the task that the inputs are of, for a model that routes by task'),
         number=(int, None, 'answers an input, with --sample or --beams (1)'),
         sample=(bool, None, 'draw tokens instead of taking the likeliest'),

@@ -32,9 +32,10 @@ class Opened(NamedTuple):
         """The token ids of an input as the run was trained on them.
 
         Raises:
-          UserError: a text that is too long, or empty where nothing is put behind it.
+          UserError: a text that is too long, or empty where nothing is put behind it, or with
+            tokens that the model has no rows for.
         """
-        ids = self.vocabulary.encode(text, specials=True) + self.ends
+        ids = self._ids(text) + self.ends
         longest = self.run.data.inputs_length
         if not ids:
             raise UserError('the input is empty, and the run puts no end behind it; give a text')
@@ -45,8 +46,21 @@ class Opened(NamedTuple):
         return ids
 
     def targets(self, text: str) -> list[int]:
-        """The token ids of an answer, with its end."""
-        return [*self.vocabulary.encode(text, specials=True), self.vocabulary.eos]
+        """The token ids of an answer, with its end.
+
+        Raises:
+          UserError: a text with tokens that the model has no rows for.
+        """
+        return [*self._ids(text), self.vocabulary.eos]
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.vocabulary.encode(text, specials=True)
+        last = max(ids, default=0)
+        if last >= self.cfg.V:  # a converted model may have fewer rows than there are ids
+            raise UserError(
+                f'the model has no row for {self.vocabulary.name(last)!r}; leave it out of the text'
+            )
+        return ids
 
 
 def opened(workdir: str | pathlib.Path, step: int | None = None) -> Opened:

@@ -161,7 +161,7 @@ def generate(
     step: int | None = None,
     max_length: int = 0,
     how: Decoding = GREEDY,
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[str]:
     """Answers texts, `how.number` times each; `<extra_id_0>` and `[NLU]` stand for their tokens.
@@ -170,7 +170,8 @@ def generate(
       workdir: the folder of a run.
       texts: inputs; the answers to the first come first.
       step: a checkpoint's step; the last one by default.
-      max_length: the most tokens of an answer; the run's `targets_length` by default.
+      max_length: the most tokens of an answer, up to the run's `evaluate.batch_tokens`; its
+        `targets_length` by default.
       how: the likeliest token each time by default, or drawn, or searched for.
       choices: the only answers allowed; by default the likeliest is found.
       task: what task of the run the texts are of, for a model that routes by task.
@@ -178,7 +179,9 @@ def generate(
     Raises:
       UserError: nothing to answer, a text that is too long, settings that do not go together.
     """
-    choices = list(dict.fromkeys(choices))
+    if choices is not None and not (choices and all(choice.strip() for choice in choices)):
+        raise UserError('a choice is empty; give answers such as choices=yes,no, no comma too many')
+    choices = list(dict.fromkeys(choices or ()))
     how.check(len(choices))
     if max_length < 0:
         raise UserError(f'max_length={max_length} must be at least 1 token')
@@ -189,6 +192,9 @@ def generate(
     if not texts or not all(text.strip() for text in texts):
         raise UserError('there is nothing to complete: give --input=TEXT or lines of text')
     model = opened(workdir, step)
+    longest = model.run.evaluate.batch_tokens
+    if max_length > longest:
+        raise UserError(f'max_length={max_length} must be at most {longest} tokens, one batch')
     inputs = [model.inputs(text) for text in texts]
     options = [model.targets(choice) for choice in choices]
     task_ids.check_asked(model.cfg, task)
@@ -291,6 +297,25 @@ def _check_mesh(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> No
     meshes.check_divides(sizes | dict(B=run.data.batch_size // run.data.accumulation), mesh)
     if model_cfg.moe.E:
         meshes.check_divides(dict(E=model_cfg.moe.E, F=model_cfg.moe.F), mesh)
+        _check_experts(run, model_cfg, mesh)
+
+
+def _check_experts(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    moe, split = model_cfg.moe, math.prod(mesh.shape[axis] for axis in meshes.BATCH)
+    rows = run.data.batch_size // run.data.accumulation // split
+    for side in ('inputs_length', 'targets_length'):
+        tokens = rows * getattr(run.data, side)
+        if moe.group and tokens % moe.group:
+            raise UserError(
+                f'model.moe.group={moe.group} does not divide the {tokens} tokens of a device '
+                f'({rows} rows of data.{side}); choose a divisor, or 0 for all of them'
+            )
+    if moe.local and mesh.shape['expert'] > 1:
+        raise UserError(
+            'model.moe.local promises rows that lie with the expert of their task, and the loader '
+            f'does not order them so; with mesh.expert={mesh.shape["expert"]} set '
+            'model.moe.local=False'
+        )
 
 
 def _check_order(start: Any, manifest: Manifest, run: Run) -> None:

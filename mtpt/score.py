@@ -4,7 +4,7 @@ Each line has `inputs` and `targets`, texts in which `<extra_id_0>` and `[NLU]` 
 tokens, and may name its `task`. It comes back with `log_probability` (natural logarithm of the
 probability of the targets and the end of sequence behind them), `token_log_probabilities` and
 `tokens`, the pieces that those are of. Nothing is written before all lines have been read and
-scored.
+scored. Inputs and targets of a line together are at most the run's `evaluate.batch_tokens` long.
 """
 
 import json
@@ -39,15 +39,24 @@ def score(
     """
     records = list(read(lines))
     opened = runs.opened(workdir, step)
-    pairs, tasks = [], []
+    most, pairs, tasks = opened.run.evaluate.batch_tokens, [], []
     for number, record in records:
         try:
-            pairs.append((opened.inputs(record['inputs']), opened.targets(record['targets'])))
+            pair = opened.inputs(record['inputs']), opened.targets(record['targets'])
+            if sum(map(len, pair)) > most:
+                raise UserError(
+                    f'inputs and targets have {sum(map(len, pair))} tokens and a batch of the run '
+                    f'(evaluate.batch_tokens) {most}; shorten them'
+                )
+            pairs.append(pair)
             name = record.get('task')
+            if not (name is None or isinstance(name, str)):
+                raise UserError(f'the task must be a name, got {name!r}')
+            task_ids.check_asked(opened.cfg, name)
             tasks.append(0 if name is None else task_ids.id_of(opened.tasks, name))
         except UserError as error:
             raise UserError(f'line {number}: {error}') from error
-    found = by_token(opened.cfg, opened.params, pairs, opened.run.evaluate.batch_tokens, tasks)
+    found = by_token(opened.cfg, opened.params, pairs, most, tasks)
     out = []
     for (number, record), (_, targets), log_p_T in zip(records, pairs, found):
         total = math.fsum(log_p_T.tolist())
@@ -73,12 +82,13 @@ def read(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
     """
     number = None
     for at, line in enumerate(lines, 1):
+        line = line.removeprefix('\ufeff')  # the mark that some editors put before a file
         if not line.strip():
             continue
         number = at
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'line {at} is not JSON: {error}') from error
         if not isinstance(record, dict):
             raise UserError(
@@ -98,15 +108,18 @@ def read(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def main(workdir: str, source: str | None, out: str | None, step: int | None) -> None:
     """Scores a file or standard input; writes a whole file, or to standard output."""
-    if source is None:
-        lines = sys.stdin.readlines()
-    else:
-        try:
+    try:
+        if source is None:
+            lines = sys.stdin.readlines()
+        else:
             lines = pathlib.Path(source).read_text(encoding='utf-8').split('\n')
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'cannot read {source}: {error}; give a file of JSON lines') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'cannot read {source or "standard input"}: {error}; give JSON lines in UTF-8'
+        ) from error
     records = score(workdir, lines, step=step)
-    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+    # In ASCII, so that any terminal takes it, and half a surrogate pair comes back as it came.
+    text = ''.join(json.dumps(record) + '\n' for record in records)
     if out is None:
         sys.stdout.write(text)
     else:

@@ -15,3 +15,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+if os.environ.get('MTPT_LIVE'):  # `make test-parity`: a missing library is a failure, not a skip
+    import torch  # noqa: F401
+    import transformers  # noqa: F401

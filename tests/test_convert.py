@@ -290,10 +290,17 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
         (dict(architectures=['T5EncoderModel']), 'T5EncoderModel.*T5ForConditionalGeneration'),
         (dict(feed_forward_proj='gated-tanh'), "'gated-tanh'.*gated-gelu"),
         (dict(feed_forward_proj=7), 'no hidden layer'),
+        (dict(feed_forward_proj=['relu']), 'no hidden layer'),
+        (dict(architectures=7), 'architectures=7, which must be a list'),
+        (dict(architectures=[['T5Model']]), 'of the architecture'),
+        (dict(scale_decoder_outputs='yes'), "true or false.*'yes'"),
+        (dict(num_heads=0), 'num_heads=0, which must be a whole number of at least 1'),
+        (dict(num_layers=10_000_000), 'num_layers=10000000, and the folder no more than'),
+        (dict(num_decoder_layers=10_000_000), 'num_decoder_layers=10000000, and the folder'),
         (dict(layer_norm_epsilon=1e-5), 'layer_norm_epsilon=1e-05'),
         (dict(decoder_start_token_id=2), 'decoder_start_token_id=2'),
-        (dict(d_model='12'), 'config.json.D must be int'),
-        (dict(d_model=-12), 'must be at least 1'),
+        (dict(d_model='12'), "d_model='12', which must be a whole number"),
+        (dict(d_model=-12), 'd_model=-12, which must be a whole number of at least 1'),
         (dict(num_layers=3), 'encoder.block.3.*not of this model'),
         (dict(num_decoder_layers=3), 'decoder.block.2.*missing'),
         (dict(d_kv=4), r'is \(10, 12\) where the model has \(8, 12\)'),
@@ -325,6 +332,44 @@ def test_a_head_that_shares_the_embedding_unscaled_becomes_one_of_its_own(tmp_pa
     convert(source, tmp_path / 'ours')
     params = Checkpoints(tmp_path / 'ours', read_only=True).load_params()
     np.testing.assert_array_equal(params['logits']['kernel'], tensors['shared.weight'].T)
+
+
+def test_a_folder_without_an_embedding_is_refused(tmp_path):
+    tensors = theirs('t5_1_1', config('t5_1_1'))
+    del tensors['lm_head.weight'], tensors['shared.weight']
+    source, _, _ = write_folder(tmp_path / 'theirs', 't5_1_1', tensors)
+    refused(tmp_path, source, 'shared.weight.*missing')
+
+
+def test_what_is_beside_a_model_does_not_change_what_it_is(tmp_path):
+    source, _, _ = write_folder(tmp_path / 'theirs', 't5')
+    (source / 'checkpoint').write_text('model_checkpoint_path: "model.ckpt-1"')
+    (source / 'checkpoints').mkdir()
+    refused(tmp_path, source, '--mlp=geglu means nothing for a folder of Hugging', mlp='geglu')
+    convert(source, tmp_path / 'ours')
+    with pytest.raises(UserError, match='--vocabulary=bytes means nothing for a run'):
+        convert(tmp_path / 'ours', tmp_path / 'back', vocabulary='bytes')
+
+
+def test_out_is_a_new_folder_wherever_one_stands(tmp_path, monkeypatch):
+    source, _, _ = write_folder(tmp_path / 'theirs', 't5')
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(UserError, match='the folder you are in'):
+        convert(source, '.')
+    convert(source, 'ours')
+    kept = run.record.run_of(tmp_path / 'here' / 'ours').data.vocabulary
+    assert kept == str(tmp_path / 'here' / 'ours' / 'vocabulary')
+
+
+def test_what_cannot_be_read_is_not_called_unwritable(tmp_path, monkeypatch):
+    source, _, _ = write_folder(tmp_path / 'theirs', 't5')
+
+    def read(self):
+        raise PermissionError(13, 'Permission denied', str(self.file))
+
+    monkeypatch.setattr(safetensors.Tensor, 'read', read)
+    refused(tmp_path, source, 'cannot read .*model.safetensors: Permission denied')
 
 
 def test_pickles_are_never_opened(tmp_path):
@@ -372,6 +417,12 @@ def test_a_damaged_or_hostile_file_is_refused(tmp_path, content, match):
     source, _, _ = write_folder(tmp_path / 'theirs', 't5')
     (source / safetensors.SINGLE).write_bytes(content)
     refused(tmp_path, source, match)
+
+
+def test_an_index_that_nests_too_deep_is_refused(tmp_path):
+    source, _, _ = write_folder(tmp_path / 'theirs', 't5')
+    (source / safetensors.INDEX).write_text('[' * 100_000)
+    refused(tmp_path, source, 'damaged')
 
 
 @pytest.mark.parametrize('name', ['../outside.safetensors', '/etc/hostname', 'a\\b', 7])
@@ -503,6 +554,7 @@ def test_what_a_checkpoint_of_t5x_does_not_tell_is_asked_for(tmp_path):
     source = tmp_path / 'checkpoint_7'
     refused(tmp_path, source, '--vocabulary=FILE')
     refused(tmp_path, source, '--mlp=geglu', vocabulary='bytes')
+    refused(tmp_path, source, '--step=3 means nothing', vocabulary='bytes', step=3)
     refused(tmp_path, source, 'not gated', vocabulary='bytes', mlp='relu')
 
 

@@ -404,6 +404,11 @@ CONTRADICTIONS = {
     'top_k=-1': dict(sample=True, top_k=-1),
     'top_p=1.5': dict(sample=True, top_p=1.5),
     'seed=-1': dict(sample=True, seed=-1),
+    'seed=4294967296': dict(sample=True, seed=1 << 32),
+    'temperature=nan': dict(sample=True, temperature=float('nan')),
+    'temperature=inf': dict(sample=True, temperature=float('inf')),
+    'length_penalty=-inf': dict(beams=2, length_penalty=-float('inf')),
+    'length_penalty=1e': dict(beams=2, length_penalty=1e30),
 }
 
 
@@ -411,6 +416,14 @@ CONTRADICTIONS = {
 def test_settings_that_do_not_go_together_are_refused(named):
     with pytest.raises(UserError, match=named):
         answers(CFG, None, [[5, EOS]], T, 100, EOS, Decoding(**CONTRADICTIONS[named]))
+
+
+@pytest.mark.parametrize('how', [Decoding(beams=2), Decoding()])
+def test_an_input_without_an_answer_is_told_of(params, reference, how):
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    choices = [[[5, EOS], [6, EOS]]] * B
+    with pytest.raises(UserError, match='input 1 has no answer of finite probability'):
+        asked_of_us(broken, reference['inputs'], how, choices=choices)
 
 
 def test_choices_and_settings_that_do_not_go_together_are_refused():
@@ -452,6 +465,9 @@ def test_the_verb_answers_in_every_way(workdir, capsys):
         (['--choices=a,b', '--sample'], 'sample'),
         (['--max_length=-1'], 'max_length=-1'),
         (['--task=summs'], 'summs'),
+        (['--choices='], 'a choice is empty'),
+        (['--choices=a,'], 'a choice is empty'),
+        (['--max_length=1000000000'], 'max_length=1000000000 must be at most 16384'),
     ],
 )
 def test_the_verb_refuses_flags_that_do_not_go_together(workdir, capsys, flags, named):

@@ -1,5 +1,6 @@
 """`mtpt score`: the log-probabilities that Hugging Face gives on the same weights; bad lines."""
 
+import dataclasses
 import io
 import json
 from functools import partial
@@ -16,6 +17,7 @@ from mtpt.evaluate.likelihood import by_token
 from mtpt.mesh import MeshConfig, make_mesh, weight
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.model.functional import dims, init
+from mtpt.opened import restored
 from mtpt.score import score
 from mtpt.vocabulary import open_vocabulary
 
@@ -135,6 +137,9 @@ BAD = {
     'line 3 must be an object': '["a", "b"]',
     "line 3: 'targets' must be a text, got 4": '{"inputs": "2 + 2 =", "targets": 4}',
     'line 3: the input has 41 tokens': json.dumps(dict(inputs='x' * 40, targets='y')),
+    'line 3: inputs and targets have': json.dumps(dict(inputs='x', targets='y' * 20_000)),
+    'line 3: the task must be a name': json.dumps(dict(inputs='x', targets='y', task=['sums'])),
+    'line 3 is not JSON: maximum recursion': '[' * 100_000,
     "line 3: the model was not trained on a task 'word'; did you mean 'words'": json.dumps(
         dict(inputs='x', targets='y', task='word')
     ),
@@ -157,6 +162,25 @@ def test_an_empty_input_is_scored_only_where_an_end_stands_behind_it(params, wor
     assert np.isfinite(score(workdir, lines)[0]['log_probability'])
     with pytest.raises(UserError, match='line 1: the input is empty'):
         score(ready.write(tmp_path / 'run', params, MODEL, inputs_eos=False), lines)
+
+
+def test_half_a_surrogate_pair_and_a_mark_before_the_file_do_no_harm(workdir, tmp_path, capsys):
+    source, line = tmp_path / 'in.jsonl', dict(inputs='a', targets='b', note='\ud800')
+    source.write_text('\ufeff' + text([line]), encoding='utf-8')
+    assert main(['score', f'--workdir={workdir}', f'--input={source}']) == 0
+    said = capsys.readouterr().out
+    assert said.isascii() and line.items() <= json.loads(said).items()
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(workdir, monkeypatch):
+    monkeypatch.setattr('mtpt.opened.restored', restored_with_fewer_rows)
+    with pytest.raises(UserError, match=r"line 1: the model has no row for '\[S2S\]'"):
+        score(workdir, [json.dumps(dict(inputs='[S2S] a', targets='b'))])
+
+
+def restored_with_fewer_rows(*args):
+    vocabulary, cfg, *rest = restored(*args)
+    return vocabulary, dataclasses.replace(cfg, V=vocabulary.size - 1), *rest
 
 
 def test_missing_files_and_folders_are_named(workdir, tmp_path, capsys, monkeypatch):

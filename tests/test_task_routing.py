@@ -527,4 +527,4 @@ def _extract_and_compare(folder, capsys):
     assert whole == pytest.approx(part, abs=1e-4)
     assert main(['report', f'--workdir={folder / "dense"}']) == 0
     assert main(['extract', *words]) == 2
-    assert 'holds a run already' in capsys.readouterr().err
+    assert 'is there already' in capsys.readouterr().err

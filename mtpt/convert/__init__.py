@@ -7,10 +7,10 @@ model far larger than memory converts; what is written appears whole or not at a
 
 import dataclasses
 import json
+import os
 import pathlib
-import shutil
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -24,7 +24,7 @@ from mtpt.convert import hugging_face, t5x, tokenizers
 from mtpt.convert.names import from_hugging_face
 from mtpt.data import manifest as manifests
 from mtpt.data.config import DataConfig
-from mtpt.files import write
+from mtpt.files import write, write_folder
 from mtpt.leaves import Leaf
 from mtpt.mesh import make_mesh
 from mtpt.model.config import ModelConfig, resolve
@@ -64,20 +64,34 @@ def convert(
     Raises:
       UserError: whatever keeps a checkpoint from being converted, in a sentence; nothing is left.
     """
-    source, out = pathlib.Path(source), pathlib.Path(out)
+    source, out = pathlib.Path(source), pathlib.Path(os.path.abspath(out))
     wanted = choose('dtype', dtype, DTYPES)
     if source.parent.name == 'checkpoints' and source.name.isdigit():
+        _refuse('one checkpoint of a run', step=step)
         source, step = source.parent.parent, int(source.name)
     if not source.is_dir():
         raise UserError(f'no folder {source}; --source takes the folder of a checkpoint')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f'{out} is there already; choose another --out, or remove it')
+
+    def import_(beside):
+        _refuse('a folder of Hugging Face', mlp=mlp, step=step)
+        return _import(source, beside, out, wanted, vocabulary)
+
+    def import_t5x(beside):
+        _refuse('a checkpoint of T5X', step=step)
+        return _import_t5x(source, beside, out, wanted, vocabulary, mlp)
+
+    def export(beside):
+        _refuse('a run', vocabulary=vocabulary, mlp=mlp)
+        return _export(source, beside, out, wanted, step, shard)
+
+    if hugging_face.is_folder(source):  # first, since theirs may hold anything beside it
+        return write_folder(out, import_)
     if is_run(source):
-        return _whole(out, lambda beside: _export(source, beside, out, wanted, step, shard))
+        return write_folder(out, export)
     if t5x.is_checkpoint(source):
-        return _whole(out, lambda beside: _import_t5x(source, beside, out, wanted, vocabulary, mlp))
+        return write_folder(out, import_t5x)
     if (source / 'config.json').is_file():
-        return _whole(out, lambda beside: _import(source, beside, out, wanted, vocabulary))
+        return write_folder(out, import_)
     raise UserError(
         f'{source} is none of what can be converted: a folder of Hugging Face (config.json and '
         'model.safetensors), a checkpoint of T5X (a file called checkpoint), the folder of a run'
@@ -89,24 +103,11 @@ def is_run(folder: pathlib.Path) -> bool:
     return (folder / 'checkpoints').is_dir()
 
 
-def _whole(out: pathlib.Path, fill: Callable[[pathlib.Path], list[str]]) -> list[str]:
-    """Fills a folder beside `out` and renames it, so that `out` is whole or is not there."""
-    beside = out.absolute().parent / f'.{out.name}.part'
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        notes = fill(beside)
-        if out.is_dir():
-            out.rmdir()
-        beside.rename(out)
-        return notes
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(
-            f'cannot write {out}: {why}; free some space or choose another --out'
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _refuse(source: str, **flags: Any) -> None:
+    """Refuses flags that were given and mean nothing for a source of this kind."""
+    for name, value in flags.items():
+        if value is not None:
+            raise UserError(f'--{name}={value} means nothing for {source}; leave it out')
 
 
 def _import(source, beside, out, dtype, named) -> list[str]:

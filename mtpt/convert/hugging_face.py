@@ -70,11 +70,12 @@ def read(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Leaf], dict[str, 
     _check_weights(folder)
     tensors = safetensors.read(folder)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in UNREAD}
+    _check_counts(told, len(tensors))
     _join_copies(tensors, folder)
     cfg = model_config(told, tied=_is_tied(told, tensors))
     places = names.places(cfg)
     named = {p: names.hugging_face(cfg, p) for p in places}
-    if not cfg.tied and LM_HEAD not in tensors:  # tied in weights, and not scaled
+    if not cfg.tied and LM_HEAD not in tensors and EMBEDDING in tensors:  # one, and not scaled
         tensors[LM_HEAD] = tensors[EMBEDDING]
     wanted = {named[p]: names.linear_shape(p) for p in places}
     safetensors.compare(tensors, wanted, str(folder))
@@ -101,6 +102,11 @@ def leaves(cfg: ModelConfig, tensors: Mapping[names.Place, safetensors.Tensor]) 
     return {path: leaf(path) for path in shapes}
 
 
+def is_folder(folder: pathlib.Path) -> bool:
+    """Whether a folder says that it is one of Hugging Face's."""
+    return (folder / 'config.json').is_file() and 'model_type' in config_of(folder)
+
+
 def config_of(folder: pathlib.Path) -> dict[str, Any]:
     """What a folder's config.json says."""
     return json_of(folder / 'config.json')
@@ -117,6 +123,24 @@ def _check_weights(folder: pathlib.Path) -> None:
             'it with transformers, where you trust the file: from_pretrained(A).save_pretrained(B)'
         )
     raise UserError(f'{folder} holds a config.json and no model.safetensors; fetch it too')
+
+
+def _check_counts(told: Mapping[str, Any], tensors: int) -> None:
+    """Checks the sizes in config.json, before anything is made that takes as long as they say."""
+    parts = ('num_layers', 'num_decoder_layers', 'num_experts')  # each with tensors of its own
+    for name in (*SAME, *parts[1:], 'relative_attention_num_buckets'):
+        count = told.get(name)
+        if count is None:
+            continue
+        if type(count) is not int or count < 1:
+            raise UserError(
+                f'config.json has {name}={count!r}, which must be a whole number of at least 1'
+            )
+        if name in parts and count > tensors:
+            raise UserError(
+                f'config.json has {name}={count}, and the folder no more than {tensors} tensors; '
+                'fetch both again'
+            )
 
 
 def _join_copies(tensors: dict[str, safetensors.Tensor], folder: pathlib.Path) -> None:
@@ -148,6 +172,11 @@ def _is_tied(told: Mapping[str, Any], tensors: dict[str, safetensors.Tensor]) ->
     `scale_decoder_outputs` or, in older files, in `tie_word_embeddings`; mT5 never does.
     """
     scaled = told.get('scale_decoder_outputs', told.get('tie_word_embeddings', True))
+    if not isinstance(scaled, bool):
+        raise UserError(
+            'config.json must say true or false in scale_decoder_outputs and tie_word_embeddings, '
+            f'not {scaled!r}'
+        )
     if told.get('model_type') == 'mt5':
         scaled = False
     if not scaled:
@@ -174,7 +203,10 @@ def model_config(told: Mapping[str, Any], tied: bool) -> ModelConfig:
             f'config.json is of a model of type {kind!r}; those that can be converted are '
             f'{", ".join(KINDS)} (T5, Flan-T5, T0, ByT5 and UL2 are of type t5)'
         )
-    for name in told.get('architectures') or ():
+    architectures = told.get('architectures') or []
+    if not isinstance(architectures, list):
+        raise UserError(f'config.json has architectures={architectures!r}, which must be a list')
+    for name in architectures:
         if name not in (*ARCHITECTURES.values(), 'T5Model', 'T5WithLMHeadModel'):
             raise UserError(
                 f'config.json is of the architecture {name!r}; {ARCHITECTURES[kind]} is what can '
@@ -221,7 +253,7 @@ def _mlp(told: Mapping[str, Any], kind: str) -> str:
             raise UserError(f'config.json has dense_act_fn={name!r}; Switch models have no gate')
     else:
         name = told.get('feed_forward_proj', 'relu' if kind == 't5' else 'gated-gelu')
-    return choose('hidden layer (feed_forward_proj in config.json)', name, MLPS)
+    return choose('hidden layer (feed_forward_proj in config.json)', str(name), MLPS)
 
 
 def _moe(told: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         return [folder / SINGLE]
     try:
         names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError
+    ) as error:  # fmt: skip
         raise UserError(f'{index} is damaged ({error}); fetch it again') from error
     for name in names:
         if not isinstance(name, str) or pathlib.PurePath(name).name != name or '\\' in name:

@@ -5,6 +5,7 @@ n answers of a row
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,15 @@ from mtpt.model.search import beam_search
 
 LEAST = 16
 LEAST_CHOICES = 4, 2  # the shortest padded lengths of choices, and the fewest
+# What a setting is at least and at most. Lengths to the power of a larger penalty leave float32,
+# and of larger seeds the generator would take a part.
+RANGES = dict(
+    seed=(0, (1 << 32) - 1),
+    beams=(0, math.inf),
+    number=(1, math.inf),
+    temperature=(1e-4, 1e4),
+    length_penalty=(-5.0, 5.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +55,12 @@ class Decoding:
     number: int = 1
 
     def __post_init__(self):
-        for name, least in dict(seed=0, beams=0, number=1).items():
-            if getattr(self, name) < least:
-                raise UserError(f'{name}={getattr(self, name)} must be at least {least}')
+        _ = self.sampling
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # NaN is in no range
+                bounds = f'at least {least}' + (f' and at most {most}' if most < math.inf else '')
+                raise UserError(f'{name}={value} must be {bounds}')
         if self.sample and (self.beams or self.length_penalty is not None or self.early_stopping):
             raise UserError(
                 'sample draws tokens and beams, length_penalty and early_stopping are of a search '
@@ -56,7 +69,6 @@ class Decoding:
         drawing = [f for f in ('temperature', 'top_k', 'top_p', 'seed') if self._set(f)]
         if drawing and not self.sample:
             raise UserError(f'{drawing[0]} is of drawn answers; add sample, or leave it out')
-        _ = self.sampling
 
     def _set(self, name: str) -> bool:
         return getattr(self, name) != getattr(type(self), name)
@@ -154,7 +166,8 @@ def answers(
       tasks: the id of the task of each input, for models that route by task; 0 where unknown.
 
     Raises:
-      UserError: settings that do not go together, an input without choices.
+      UserError: settings that do not go together, an input without choices, or one to which no
+        answer has a finite score.
     """
     if choices is not None and not all(options and all(options) for options in choices):
         raise UserError('an input needs at least one choice to choose from, each with tokens')
@@ -173,6 +186,11 @@ def answers(
                 scores = [None] * how.number if score_Bn is None else score_Bn[row]
                 found[item] = [_answer(*pair, eos) for pair in zip(tokens_BnT[row], scores)]
                 found[item] = [a for a in found[item] if a.score != -np.inf]
+                if not found[item]:
+                    raise UserError(
+                        f'input {item + 1} has no answer of finite probability: the parameters '
+                        'hold NaN or infinite numbers; take an earlier checkpoint'
+                    )
             if progress:
                 progress(len(items))
     return found

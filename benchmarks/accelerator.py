@@ -341,13 +341,15 @@ def rated(case: Case, B: int, timing: dict[str, float], device: str) -> dict[str
 
 
 def config(case: Case) -> Any:
-    from mtpt.model.config import ModelConfig, MoeConfig, resolve
+    from mtpt.model.config import SIZES, ModelConfig, MoeConfig, resolve
 
     chosen = dict(size=case['size'], tied=False, dtype='bfloat16')
     if case['who'] == 'mtpt':
         chosen |= dict(remat=case['remat'], kernel=case['kernel'], scan=bool(case['scan']))
         if case['experts']:
-            chosen |= dict(moe=MoeConfig(E=case['experts'], top_k=1))
+            every = min(2, SIZES[case['size']]['encoder_layers'])  # the smallest size has one layer
+            moe = MoeConfig(E=case['experts'], top_k=1, encoder=every, decoder=every)
+            chosen |= dict(moe=moe)
     return resolve(ModelConfig(**chosen), case['V'])
 
 

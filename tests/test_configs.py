@@ -12,12 +12,12 @@ from mtpt.__main__ import main
 DATA = pathlib.Path(
     os.environ.get('MTPT_DATA', pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data')
 )
-NEEDS_DATA = ('natural_instructions', 't0')
+NEEDS_DATA = ('natural_instructions', 't0', 'task_experts')
 
 SHRUNK = (
     *('model.size=micro', 'train.steps=1', 'train.validate_every=0'),
     *('model.D=32', 'model.H=2', 'model.K=16', 'model.F=64'),
-    *('model.encoder_layers=1', 'model.decoder_layers=1'),
+    *('model.encoder_layers=2', 'model.decoder_layers=2'),
     *('data.mode=stream', 'data.batch_size=8', 'data.row_groups=4', 'data.accumulation=1'),
     *('checkpoint.every=0', 'log.tensorboard=False', 'evaluate.bootstrap=10'),
 )  # fmt: skip

@@ -425,7 +425,7 @@ def enforced(*experts_of):
     moe = MoeConfig(
         E=E, encoder_router='enforced', decoder_router='enforced', experts_of=experts_of
     )
-    return ModelConfig(size='micro', moe=moe)
+    return ModelConfig(size='tiny', moe=moe)
 
 
 def test_enforced_experts_go_by_task_then_family_then_data_set_then_the_rest():

@@ -450,9 +450,9 @@ def test_an_enforced_name_that_nothing_has_and_a_task_sent_nowhere_are_refused(t
         resolved(enforced('nli=1', 'boolq=1'), V, 4, TABLE)
     with pytest.raises(UserError, match=r"the task 'cnn'.*nowhere"):
         resolved(enforced('nli=1', 'boolq=1', 'xsum=2'), V, 4, TABLE, EXAMS)
-    check_asked(enforced('nli=1', '*=0'), None)
+    check_asked(resolve(enforced('nli=1', '*=0'), 64), None)
     with pytest.raises(UserError, match='--task=NAME'):
-        check_asked(enforced('nli=1'), None)
+        check_asked(resolve(enforced('nli=1'), 64), None)
     for wrong, said in (
         (('nli',), 'NAME=EXPERT'),
         (('nli=9',), 'counted from 0 to 3'),

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from mtpt import record, task_ids
-from mtpt import run as runs
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError, as_dict
 from mtpt.files import write_folder
 from mtpt.model.extract import extracted, representation, uses
+from mtpt.opened import opened
 from mtpt.train.state import TrainState
 
 
@@ -44,7 +44,7 @@ def extract(
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f'{out} is there already; choose another --out, or remove it')
-    model = runs.opened(workdir, step)
+    model = opened(workdir, step)
     source = Checkpoints(workdir, model.run.checkpoint, read_only=True)
     step = source.latest() if step is None else step
     task_ids.check_asked(model.cfg, task)

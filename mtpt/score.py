@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mtpt import run as runs
 from mtpt import task_ids
 from mtpt.config import UserError, nearest
 from mtpt.evaluate.likelihood import by_token
 from mtpt.files import write
+from mtpt.opened import opened
 
 NEEDED = ('inputs', 'targets')
 
@@ -38,11 +38,11 @@ def score(
         that are not finite.
     """
     records = list(read(lines))
-    opened = runs.opened(workdir, step)
-    most, pairs, tasks = opened.run.evaluate.batch_tokens, [], []
+    model = opened(workdir, step)
+    most, pairs, tasks = model.run.evaluate.batch_tokens, [], []
     for number, record in records:
         try:
-            pair = opened.inputs(record['inputs']), opened.targets(record['targets'])
+            pair = model.inputs(record['inputs']), model.targets(record['targets'])
             if sum(map(len, pair)) > most:
                 raise UserError(
                     f'inputs and targets have {sum(map(len, pair))} tokens and a batch of the run '
@@ -52,11 +52,11 @@ def score(
             name = record.get('task')
             if not (name is None or isinstance(name, str)):
                 raise UserError(f'the task must be a name, got {name!r}')
-            task_ids.check_asked(opened.cfg, name)
-            tasks.append(0 if name is None else task_ids.id_of(opened.tasks, name))
+            task_ids.check_asked(model.cfg, name)
+            tasks.append(0 if name is None else task_ids.id_of(model.tasks, name))
         except UserError as error:
             raise UserError(f'line {number}: {error}') from error
-    found = by_token(opened.cfg, opened.params, pairs, most, tasks)
+    found = by_token(model.cfg, model.params, pairs, most, tasks)
     out = []
     for (number, record), (_, targets), log_p_T in zip(records, pairs, found):
         total = math.fsum(log_p_T.tolist())
@@ -68,7 +68,7 @@ def score(
         told = dict(
             log_probability=total,
             token_log_probabilities=log_p_T.tolist(),
-            tokens=[opened.vocabulary.name(i) for i in targets],
+            tokens=[model.vocabulary.name(i) for i in targets],
         )
         out.append(record | told)
     return out

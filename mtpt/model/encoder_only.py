@@ -13,8 +13,8 @@ from mtpt.config import UserError
 from mtpt.model import heads
 from mtpt.model.blocks import Stack
 from mtpt.model.config import ModelConfig
-from mtpt.model.encoder_decoder import Encoded
-from mtpt.model.layers import Aux, lookup, param
+from mtpt.model.encoder_decoder import Encoded, EncoderDecoder
+from mtpt.model.layers import Aux, param
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks
 
 
@@ -29,15 +29,8 @@ class EncoderOnly(nnx.Module):
             self.tasks = TaskRepresentation(cfg, rngs)
         self.heads = heads.Heads(cfg, rngs)
 
-    def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        return lookup(self.token_embedding, tokens_BS, self.cfg.dtype)
-
-    def represented(self, x_BSD, segments_BS, tasks_BG, key=None) -> jax.Array | None:
-        """The representation of the task of each segment, from the embedded inputs and its id."""
-        if not knows_tasks(self.cfg):
-            return None
-        return self.tasks(x_BSD, segments_BS, tasks_BG, key)
-
+    embed = EncoderDecoder.embed
+    represented = EncoderDecoder.represented
     look = heads.look
     told = heads.told
 

@@ -21,8 +21,8 @@ from flax import nnx
 from mtpt.mesh import act, einsum
 from mtpt.model.blocks import Stack, View, empty_keys
 from mtpt.model.config import ModelConfig
-from mtpt.model.encoder_decoder import Cache
-from mtpt.model.layers import Aux, Logits, lookup, param, tied_logits
+from mtpt.model.encoder_decoder import Cache, EncoderDecoder
+from mtpt.model.layers import Aux, Logits, param
 from mtpt.model.positions import bucket, causal, relative_bias, same_segment
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks, of_tokens
 
@@ -52,19 +52,9 @@ class PrefixLM(nnx.Module):
         if knows_tasks(cfg):
             self.tasks = TaskRepresentation(cfg, rngs)
 
-    def embed(self, tokens_BL: jax.Array) -> jax.Array:
-        return lookup(self.token_embedding, tokens_BL, self.cfg.dtype)
-
-    def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.cfg.tied:
-            return tied_logits(x_BTD, self.token_embedding)
-        return self.logits(x_BTD)
-
-    def represented(self, x_BSD, segments_BS, tasks_BG, key=None) -> jax.Array | None:
-        """The representation of the task of each segment, from the embedded inputs and its id."""
-        if not knows_tasks(self.cfg):
-            return None
-        return self.tasks(x_BSD, segments_BS, tasks_BG, key)
+    embed = EncoderDecoder.embed
+    head = EncoderDecoder.head
+    represented = EncoderDecoder.represented
 
     def __call__(
         self, batch: Mapping[str, jax.Array], key: jax.Array | None

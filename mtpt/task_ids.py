@@ -14,7 +14,8 @@ from typing import Any
 
 from mtpt.config import UserError, nearest
 from mtpt.data.manifest import ExamEntry, Manifest, TaskEntry
-from mtpt.model.config import ModelConfig, named_experts, resolve, routers
+from mtpt.model.config import ModelConfig, resolve
+from mtpt.model.parts import named_experts, routers
 from mtpt.tasks.families import canonical_dataset, canonical_family
 
 OTHERS = '*'

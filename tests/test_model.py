@@ -12,10 +12,11 @@ from mtpt import trees
 from mtpt.config import UserError
 from mtpt.mesh import AXES, act, make_mesh, rows, weight
 from mtpt.model.blocks import Memory
-from mtpt.model.config import REMAT, SIZES, ModelConfig, resolve
+from mtpt.model.config import SIZES, ModelConfig, resolve
 from mtpt.model.decode import log_probs
 from mtpt.model.functional import apply, decode, dims, encode, init, module
 from mtpt.model.layers import dropout
+from mtpt.model.parts import REMAT
 from mtpt.model.positions import bucket, relative_bias, same_segment
 from mtpt.model.task_routing import of_tokens
 

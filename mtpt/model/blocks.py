@@ -15,9 +15,10 @@ from flax import nnx
 
 from mtpt.mesh import act
 from mtpt.model.attention import Attention, KeysValues
-from mtpt.model.config import REMAT, ModelConfig, sparse_layers
+from mtpt.model.config import ModelConfig
 from mtpt.model.layers import Aux, Mlp, RMSNorm, dropout, stack
 from mtpt.model.moe import Moe
+from mtpt.model.parts import REMAT, sparse_layers
 from mtpt.model.positions import bias_table, causal, relative_bias, same_segment
 from mtpt.model.routing import Routing
 

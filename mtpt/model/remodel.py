@@ -17,7 +17,8 @@ import numpy as np
 from mtpt.config import UserError
 from mtpt.model import functional
 from mtpt.model.blocks import kinds, period
-from mtpt.model.config import ModelConfig, routers
+from mtpt.model.config import ModelConfig
+from mtpt.model.parts import routers
 from mtpt.trees import flatten, unflatten
 
 Params = dict[str, Any]

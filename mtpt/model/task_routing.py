@@ -18,8 +18,9 @@ from jax import P
 
 from mtpt.config import UserError
 from mtpt.mesh import act, einsum
-from mtpt.model.config import ModelConfig, routers
+from mtpt.model.config import ModelConfig
 from mtpt.model.layers import param
+from mtpt.model.parts import routers
 from mtpt.model.routing import ROUTER_STD, Choice, Routing, TopK, pick, top
 
 BY_TASK = ('task_aware', 'task', 'enforced')

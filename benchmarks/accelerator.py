@@ -328,7 +328,8 @@ def paced(case: Case, take: Callable[[int], float]) -> dict[str, float]:
 
 def rated(case: Case, B: int, timing: dict[str, float], device: str) -> dict[str, Any]:
     """What the timing means: tokens of both sides, model FLOPs, and their share of the peak."""
-    from mtpt.model.cost import peak_flops, train_flops
+    from mtpt.chips import peak_flops
+    from mtpt.model.cost import train_flops
 
     flops = train_flops(config(case), case['S'], case['T'], B)
     peak = peak_flops(device)

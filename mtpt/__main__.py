@@ -3,6 +3,8 @@
 import os
 import sys
 
+from mtpt import statuses
+
 VERBS = {
     'train': 'pretrain or tune as a config says; the same command on the same folder resumes',
     'evaluate': 'zero-shot scores of a run on a mixture of tasks',
@@ -17,6 +19,7 @@ VERBS = {
     'convert': 'a Hugging Face folder or a T5X checkpoint to the folder of a run, and back',
     'vocabulary': 'train a SentencePiece vocabulary on a corpus',
     'sweep': 'run a config over values and seeds; one table with intervals',
+    'plan': 'what a run needs and takes on a machine that one lacks, by arithmetic',
     'doctor': 'versions, devices, what is missing and what to do about it',
 }
 
@@ -28,28 +31,54 @@ usage: mtpt VERB [--flag=value ...]        mtpt VERB --help lists the flags of a
 
   mtpt train --config=quickstart --workdir=runs/quickstart
   mtpt evaluate --workdir=runs/quickstart --mixture=builtin_new_tasks
+
+  --debug, with any verb: tracebacks in place of sentences; with train: one device and NaN checks
+
+exit status
+{statuses}
 """
 
-CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache')
+CONFIG_VERBS = ('train', 'sweep', 'tasks', 'cache', 'plan')
 COMPUTING_VERBS = ('train', 'evaluate', 'generate', 'score', 'synthesise', 'search')
 
 
 def train(args):
     from mtpt import run
+    from mtpt.watch import goodput
 
-    run.train(args.run, _needed(args.workdir, 'workdir', 'runs/NAME'))
+    goodput.from_the_start()
+    workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
+    with statuses.ends_on_sigterm(), _joined(args, args.run):
+        run.train(args.run, workdir, debug=args.debug)
 
 
 def evaluate(args):
     from mtpt import run
 
-    run.evaluate(
-        _needed(args.workdir, 'workdir', 'runs/NAME'),
-        _needed(args.mixture, 'mixture', 'NAME'),
-        step=args.step,
-        split=args.split,
-        overrides=args.set,
-    )
+    if args.follow:
+        return _follow(args)
+    workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
+    mixture = _needed(args.mixture, 'mixture', 'NAME')
+    told = dict(mixture=mixture, step=args.step, split=args.split, set=args.set)
+    with _joined(args, told):
+        run.evaluate(workdir, mixture, step=args.step, split=args.split, overrides=args.set)
+
+
+def _follow(args):
+    import dataclasses
+
+    from mtpt import follow
+    from mtpt.config import UserError
+
+    if args.step is not None:
+        raise UserError('--follow examines every checkpoint, and --step is one; leave one out')
+    if args.coordinator or args.processes or args.process is not None:
+        raise UserError('--follow is one process; give it devices of its own, or name a --step')
+    told = {f.name: getattr(args, f.name) for f in dataclasses.fields(follow.FollowConfig)}
+    cfg = follow.FollowConfig(**{name: value for name, value in told.items() if value is not None})
+    workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
+    follower = follow.Follower(workdir, args.mixture, cfg, split=args.split, overrides=args.set)
+    print(f'{workdir}: the run is over; {follower.follow()} checkpoints were examined')
 
 
 def generate(args):
@@ -187,11 +216,28 @@ def sweep(args):
     )
 
 
+def plan(args):
+    from mtpt.flags import VERB_FLAGS
+    from mtpt.plan import verb
+
+    given = {name: getattr(args, name) for name in VERB_FLAGS['plan']}
+    verb.main(args.config_argument, args.overrides, verb.Asked(**given))
+
+
 def doctor(args):
     del args
     from mtpt import doctor as module
 
     return module.main()
+
+
+def _joined(args, told):
+    """Among the other processes of the verb, if there are any, that do what is told too."""
+    from mtpt import hosts, record
+    from mtpt.flags import HOST_FLAGS
+
+    given = {name: getattr(args, name) for name in HOST_FLAGS}
+    return hosts.joined(lambda: record.facts(told), **given)
 
 
 def _needed(value, flag, example):
@@ -203,25 +249,26 @@ def _needed(value, flag, example):
 
 
 def main(argv: list[str]) -> int:
-    """Runs one verb; returns the exit status. Bad input prints one sentence and gives 2."""
+    """Runs one verb; returns the exit status, of which `statuses` has the table."""
     debug = '--debug' in argv
     _hush()
     from mtpt.config import UserError
 
     try:
-        status = _said([a for a in argv if a != '--debug'])
+        # To train it means more than tracebacks.
+        status = _said(argv if argv[:1] == ['train'] else [a for a in argv if a != '--debug'])
         sys.stdout.flush()  # here, where a reader that has gone is known
         return status
     except UserError as error:
         if debug:
             raise
         print(f'mtpt: {error}', file=sys.stderr)
-        return 2
+        return getattr(error, 'status', statuses.BAD_INPUT)
     except KeyboardInterrupt:
         if debug:
             raise
         print('mtpt: interrupted; what was saved is whole', file=sys.stderr)
-        return 130
+        return statuses.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 1
@@ -241,7 +288,8 @@ def _said(argv: list[str]) -> int:
     """Does what the words say."""
     if not argv or argv[0] in ('-h', '--help', 'help'):
         width = max(map(len, VERBS))
-        print(HELP.format(verbs='\n'.join(f'  {v:{width}}  {t}' for v, t in VERBS.items())))
+        verbs = '\n'.join(f'  {v:{width}}  {t}' for v, t in VERBS.items())
+        print(HELP.format(verbs=verbs, statuses=statuses.table()))
         return 0
     if argv[0] == '--version':
         from mtpt import __version__
@@ -253,8 +301,12 @@ def _said(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise UserError(f'no verb {verb!r}; {nearest(verb, VERBS)}')
-    from mtpt import flags
+    from mtpt import flags, supervise
 
+    if verb == 'train' and not {'-h', '--help'} & set(argv):
+        restarts, argv = supervise.asked(argv)
+        if restarts:
+            return supervise.supervise(argv, restarts)
     if verb in COMPUTING_VERBS:
         from mtpt.allocator import keep_freed_memory
 
@@ -272,7 +324,18 @@ def _hush():
 
 
 def entry():
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BaseException:  # of --debug
+        if 'mtpt.hosts' not in sys.modules:
+            raise
+        sys.excepthook(*sys.exc_info())
+        status = statuses.FAULT
+    if hosts := sys.modules.get('mtpt.hosts'):
+        hosts.leave(status)  # where the others would be waited for in vain
+    sys.exit(status)
 
 
 if __name__ == '__main__':

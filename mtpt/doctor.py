@@ -10,6 +10,7 @@ import pathlib
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ import rich.table
 import rich.text
 
 from mtpt import versions
+from mtpt.config import UserError
+from mtpt.hosts import places, roll_call
 from mtpt.versions import Finding
 
 PATIENCE = 90  # seconds until an accelerator that does not answer counts as hanging
@@ -254,70 +257,53 @@ def data_folder(environment: Mapping[str, str]) -> Finding:
     return Finding('MTPT_DATA', f'{folder}: {", ".join(names[:6])}{more}')
 
 
-# Several hosts: what tells a process its place. JAX takes only a whole set of variables; with part
-# of one it runs as a lone process, unless what is missing is among those it cannot do without.
-
-ALONE = 'as it is, every process runs alone; if several are meant, '
-PLACES = {
-    'SLURM': (
-        ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
-        (),
-        'start the run with srun, not from the shell of sbatch or salloc',
-    ),
-    'Open MPI': (
-        (
-            'OMPI_MCA_orte_hnp_uri',
-            'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_RANK',
-            'OMPI_COMM_WORLD_LOCAL_RANK',
-        ),
-        (),
-        'start the run with mpirun',
-    ),
-    'TPU': (
-        ('TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES'),
-        ('TPU_WORKER_ID',),
-        'set both on every host: its number from 0, and the names of all hosts with commas',
-    ),
-    'TPU slices': (
-        ('MEGASCALE_COORDINATOR_ADDRESS', 'MEGASCALE_NUM_SLICES', 'MEGASCALE_SLICE_ID'),
-        ('MEGASCALE_COORDINATOR_ADDRESS', 'MEGASCALE_NUM_SLICES', 'MEGASCALE_SLICE_ID'),
-        'set all three on every host of every slice',
-    ),
-}
-SAME = {'TPU_WORKER_HOSTNAMES': 'TPU_PROCESS_ADDRESSES'}  # either will do
+# Several hosts.
 
 
 def distributed(environment: Mapping[str, str]) -> list[Finding]:
-    """One finding for each set of variables of which something is there."""
+    """One finding for each set of variables of which something is there, and for process 0."""
     found = []
-    for name, (variables, needed, cure) in PLACES.items():
-        here = [v for v in variables if environment.get(v) or environment.get(SAME.get(v, ''))]
-        missing = [v for v in variables if v not in here]
+    for name, launcher in places.PLACES.items():
+        here, missing = places.parts(environment, name)
         if not here:
             continue
         if missing:
             value = f'{", ".join(here)} set, {", ".join(missing)} missing'
-            bad = set(missing) & set(needed)
-            level, cure = ('bad', cure) if bad else ('warn', ALONE + cure)
-            found.append(Finding(name, value, level, cure))
+            bad = set(missing) & set(launcher.needed)
+            cure = launcher.cure if bad else places.ALONE + launcher.cure
+            found.append(Finding(name, value, 'bad' if bad else 'warn', cure))
             continue
         found.append(_place(name, environment))
+    if address := environment.get(places.ADDRESS):
+        found.append(coordinator(address, places.value(environment, places.INDEX) == '0'))
     return found
 
 
-def _place(name, environment):
+def _place(name: str, environment: Mapping[str, str]) -> Finding:
     """A whole set of variables; its numbers must fit each other."""
-    pairs = {
-        'SLURM': ('SLURM_PROCID', environment.get('SLURM_NTASKS', '')),
-        'Open MPI': ('OMPI_COMM_WORLD_RANK', environment.get('OMPI_COMM_WORLD_SIZE', '')),
-        'TPU slices': ('MEGASCALE_SLICE_ID', environment.get('MEGASCALE_NUM_SLICES', '')),
-    }
-    hosts = environment.get('TPU_PROCESS_ADDRESSES') or environment.get('TPU_WORKER_HOSTNAMES', '')
-    pairs['TPU'] = ('TPU_WORKER_ID', str(len(hosts.split(','))))
-    variable, number = pairs[name]
-    place = environment[variable]
+    variable, place, number = places.numbers(environment, name)
     if not (place.isdecimal() and number.isdecimal() and int(place) < int(number)):
         cure = f'{variable} must be a number below that of the processes'
         return Finding(name, f'{variable}={place} of {number}', 'bad', cure)
     return Finding(name, f'process {place} of {number}')
+
+
+def coordinator(address: str, here: bool, seconds: float = 5) -> Finding:
+    """Whether process 0 can be reached, from another host; on its own, whether its port is free."""
+    try:
+        host, port = roll_call.split(address)
+        if here:
+            with socket.create_server(('', port)):
+                return Finding('coordinator', f'{address}: the port is free on this host')
+        with socket.create_connection((host, port), timeout=seconds):
+            return Finding('coordinator', f'{address} answers')
+    except UserError as error:
+        return Finding('coordinator', address, 'bad', str(error))
+    except ConnectionRefusedError:
+        value = f'{address} refuses: the host is there, and no run has begun'
+        return Finding('coordinator', value, 'ok')
+    except OSError as error:
+        cure = 'the address is that of process 0, and firewalls let its port through'
+        if here:
+            cure = 'end what has the port, or choose another'
+        return Finding('coordinator', f'{address}: {error.strerror or error}', 'bad', cure)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from mtpt.config import UserError
 from mtpt.data.manifest import ExamEntry, ExamSet, Manifest
 from mtpt.evaluate.run import evaluate, save
 from mtpt.evaluate.table import summarise, table
+from mtpt.files import Unwritten
 from mtpt.log import table_console
 from mtpt.model.config import ModelConfig
 from mtpt.prepare import ExamPlan
@@ -41,22 +43,27 @@ class Exams:
     ):
         self.run, self.manifest, self.vocabulary = run, manifest, vocabulary
         self.model_cfg, self.mesh, self.workdir, self.whole = model_cfg, mesh, workdir, whole
-        self.tag = f'@{tag}' if tag else ''
+        self.tag = tag
+        self.about: dict[str, Any] = {}  # what more is told of the model in the files of scores
+        self.alive: Callable[..., None] = lambda *what, **how: None  # told of every batch
         self.console = table_console()
 
     def when_due(self, step: int, params: Any) -> dict[str, float]:
-        """For the training loop: the mixtures whose plan says so, and their averages as metrics."""
+        """For the training loop: the mixtures whose plan says so, and their averages as metrics.
+
+        What is taken elsewhere is left out.
+        """
         if step == self.run.train.steps:  # the end of the run takes them all
             return {}
         due = [n for n, p in self.run.exams.items() if p.every and step % p.every == 0]
-        return averages(self.take(step, params, due))
+        return averages(self.take(step, params, here(self.run.exams, due)))
 
     def take(self, step: int, params: Any, mixtures: Sequence[str]) -> dict[str, Rows]:
         return {mixture: self._take(step, params, mixture) for mixture in mixtures}
 
     def place(self, step: int, mixture: str) -> pathlib.Path:
         """Where the rows of an exam are written."""
-        return self.workdir / 'eval' / f'{step:08d}-{mixture}{self.tag}.json'
+        return place_of(self.workdir, step, mixture, self.tag)
 
     def _take(self, step, params, mixture):
         plan = self.run.exams[mixture]
@@ -64,18 +71,30 @@ class Exams:
         cfg = dataclasses.replace(
             self.run.evaluate,
             max_examples=self.run.evaluate.max_examples or plan.max_examples,
+            seconds=self.run.evaluate.seconds or plan.seconds,
             max_target_length=min(
                 self.run.evaluate.max_target_length, self.run.data.targets_length
             ),
         )
         with jax.set_mesh(self.mesh):
             ids = task_ids.of_exams(self.manifest, self.run.exams)
-            rows = evaluate(self.model_cfg, params, exams, self.vocabulary, cfg, task_ids=ids)
+            self.alive(f'exam {mixture}', slow=True)
+            rows = evaluate(
+                self.model_cfg, params, exams, self.vocabulary, cfg, task_ids=ids,
+                # A batch may be the first of its shape, which compiles.
+                progress=lambda done, of: self.alive(f'exam {mixture}, {done} of {of}', slow=True),
+            )  # fmt: skip
         if jax.process_index() == 0:
             meta = dict(step=step, mixture=mixture, split=plan.split)
             meta |= dict(normalisation=cfg.normalisation, seed=self.run.train.seed)
-            meta |= dict(max_examples=cfg.max_examples, trimmed=trimmed)
-            save(self.place(step, mixture), rows, summarise(rows), meta)
+            meta |= dict(max_examples=cfg.max_examples, seconds=cfg.seconds, trimmed=trimmed)
+            meta |= self.about
+            try:
+                save(self.place(step, mixture), rows, summarise(rows), meta)
+            except Unwritten as error:
+                if self.whole:  # asked for by itself, and not on the way of training
+                    raise
+                print(f'WARNING: {error}', file=sys.stderr)
             cut = f', {trimmed} inputs trimmed' if trimmed else ''
             self._show(f'{mixture} ({plan.split} split), step {step}{cut}', rows)
         return rows
@@ -125,11 +144,32 @@ def kind_of(manifest: Manifest, entry: ExamEntry) -> str:
     return 'trained data' if entry.dataset in {t.dataset for t in trained} else 'new tasks'
 
 
+def here(plans: Mapping[str, ExamPlan], names: Sequence[str]) -> list[str]:
+    """Those of the exams that the trainer takes itself."""
+    return [name for name in names if not plans[name].elsewhere]
+
+
 def averages(rows: Mapping[str, Rows]) -> dict[str, float]:
-    """The macro average of each mixture and metric, as 'eval/MIXTURE/METRIC'."""
+    """The macro average of each mixture and metric, as 'eval/MIXTURE/METRIC'.
+
+    Those of an exam that was cut for want of time are 'eval_cut/...': how many examples they are
+    of differs from step to step, and nothing that compares steps may take them for the others.
+    """
+    found: dict[str, float] = {}
+    for mixture, taken in rows.items():
+        found |= averages_of(mixture, summarise(taken))
+    return found
+
+
+def averages_of(mixture: str, summary: Mapping[str, Any]) -> dict[str, float]:
+    """As `averages` has them, from the summary of one mixture."""
     return {
-        f'eval/{mixture}/{macro["metric"]}': macro['value']
-        for mixture, taken in rows.items()
-        for macro in summarise(taken)['macro']
+        f'{"eval_cut" if macro.get("cut") else "eval"}/{mixture}/{macro["metric"]}': macro['value']
+        for macro in summary['macro']
         if macro['over'] == 'all'
     }
+
+
+def place_of(workdir: pathlib.Path, step: int, mixture: str, tag: str = '') -> pathlib.Path:
+    """Where the rows of an exam are written."""
+    return workdir / 'eval' / f'{step:08d}-{mixture}{"@" if tag else ""}{tag}.json'

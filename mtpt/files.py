@@ -12,13 +12,17 @@ from mtpt.config import UserError
 T = TypeVar('T')
 
 
+class Unwritten(UserError):
+    """A file could not be written: what only tells of a run goes without it."""
+
+
 def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file whole or leaves what was there; what is there already is not written again.
 
     Makes the folder where there is none. Text is written as UTF-8, half a surrogate pair as `?`.
 
     Raises:
-      UserError: the file cannot be written; an old one is as it was.
+      Unwritten: the file cannot be written; an old one is as it was.
     """
     path = pathlib.Path(path)
     content = content.encode('utf-8', 'replace') if isinstance(content, str) else content
@@ -37,7 +41,7 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
     except OSError as error:
         if beside:
             pathlib.Path(beside).unlink(missing_ok=True)
-        raise UserError(
+        raise Unwritten(
             f'cannot write {path}: {error.strerror or error}; free some space there or choose '
             'another folder, then give the same command again; what was there is untouched'
         ) from error

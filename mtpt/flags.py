@@ -19,14 +19,31 @@ from ml_collections import config_dict, config_flags
 
 from mtpt.config import UserError, nearest, read
 
+HOST_FLAGS = dict(
+    coordinator=(str, None, 'HOST:PORT of process 0, where JAX cannot find it by itself'),
+    processes=(int, None, 'number of processes, with --coordinator'),
+    process=(int, None, 'which of them this is, from 0, with --coordinator'),
+    join_seconds=(float, 300.0, 'how long the processes wait for each other to start'),
+    heartbeat=(int, 60, 'seconds of silence after which a process counts as dead, and all end'),
+)
+
 VERB_FLAGS = dict(
-    train=dict(workdir=(str, None, 'folder of the run; made if absent, resumed if not')),
+    train=dict(
+        workdir=(str, None, 'folder of the run; made if absent, resumed if not'),
+        debug=(bool, False, 'one device, NaN checks, no thread ahead of the steps, tracebacks'),
+        restarts=(int, 0, 'starts again after a crash, so often without a new checkpoint'),
+        **HOST_FLAGS,
+    ),
     evaluate=dict(
         workdir=(str, None, 'folder of the run'),
         mixture=(str, None, 'name of a mixture or task to evaluate on'),
+        follow=(bool, None, 'examine every new checkpoint until the run is over'),
+        poll=(float, None, 'of --follow: seconds between looks for a checkpoint (10)'),
+        patience=(float, None, 'of --follow: seconds without a new one that end it (0: never)'),
         step=(int, None, 'checkpoint to evaluate (the newest)'),
         split=(str, None, "split of the tasks (what the run's config says, else validation)"),
         set=(list, [], 'evaluation settings, such as normalisation=mean,max_examples=100'),
+        **HOST_FLAGS,
     ),
     generate=dict(
         workdir=(str, None, 'folder of the run'),
@@ -127,6 +144,17 @@ VERB_FLAGS = dict(
         over=('multi', None, 'section.key=a,b,c; more than once for a grid'),
         seeds=(int, 3, 'number of seeds a setting'),
     ),
+    plan=dict(
+        topology=(str, None, 'v5p:8x8x8, h100:HOSTSxGPUS, cpu:8 (what the config declares)'),
+        slices=(int, 1, 'slices of that topology, which the slow network joins'),
+        mfu=(float, 0.4, 'the share of peak FLOP/s that training is taken to reach'),
+        price=(float, None, 'dollars a device-hour, for what the run costs'),
+        tasks=(int, None, 'number of tasks of the run, where no cache tells it'),
+        search=(bool, None, 'try meshes, microbatches and remat policies; print the best'),
+        compile=(bool, None, 'compile the step for the topology, here, with its own compiler'),
+        out=(str, None, 'JSON file to write all figures to'),
+        cache=(str, None, 'folder of plans made before (~/.cache/mtpt/plans)'),
+    ),
     doctor=dict(),
 )
 
@@ -166,10 +194,12 @@ def parse(verb: str, argv: list[str], with_config: bool) -> types.SimpleNamespac
         raise UserError(f'what does {words[0]!r} mean here? mtpt {verb} --help lists the flags')
     args = {name: values[name].value for name in VERB_FLAGS[verb]}
     if with_config:
-        if verb in ('train', 'sweep') and argument is None:
+        if verb in ('train', 'sweep', 'plan') and argument is None:
             raise UserError(f'--config is missing; add --config=quickstart, {nearest("", names())}')
-        args['run'] = load(argument, overrides)
-        args.update(config_argument=argument, overrides=overrides, config_name=args['run'].name)
+        args.update(config_argument=argument, overrides=overrides)
+        if verb != 'plan':  # which looks at its cache first, and that needs no JAX
+            args['run'] = load(argument, overrides)
+            args['config_name'] = args['run'].name
     return types.SimpleNamespace(words=words, **args)
 
 
@@ -217,8 +247,14 @@ def names() -> list[str]:
     return sorted(m.name for m in found if not m.name.startswith('_'))
 
 
-def _from_file(argument: str):
-    path, _, arg = argument.partition(':')
+def written(argument: str) -> tuple[dict[str, Any], str | None]:
+    """What a config file itself says, defaults left out; and the TOPOLOGY that it declares."""
+    name, config = _from_file(argument)
+    module = _module(argument.partition(':')[0])
+    return {'name': name, **_plain(config)}, getattr(module, 'TOPOLOGY', None)
+
+
+def _module(path: str) -> types.ModuleType:
     try:
         if path.endswith('.py') or '/' in path:
             file = pathlib.Path(path)
@@ -233,6 +269,12 @@ def _from_file(argument: str):
             raise UserError(f'no config {path!r}; {nearest(path, names())}')
     except SyntaxError as error:
         raise UserError(f'{path} is not Python: line {error.lineno}: {error.msg}') from error
+    return module
+
+
+def _from_file(argument: str):
+    path, _, arg = argument.partition(':')
+    module = _module(path)
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path} has no get_config(); a config file defines it')
     if arg and not inspect.signature(module.get_config).parameters:

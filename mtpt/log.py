@@ -1,4 +1,4 @@
-"""What a run says: metrics to JSONL and TensorBoard, a progress bar or plain lines.
+"""What a run says: metrics to JSONL and boards, a progress bar or plain lines.
 
 The writer is handed numbers that are on the host already. It sums those of single steps over an
 interval and writes one object an interval; whoever reads the file merges objects of the same step.
@@ -20,22 +20,52 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtpt.config import UserError
+from mtpt.watch import boards, memory
 
 SUMS = ('train/skipped', 'train/tokens', 'train/encoder_tokens')
+SUMS += ('train/spikes', 'train/passed_over')
 MEANS = ('train/loss', 'train/accuracy', 'train/z_loss')  # over tokens; others over steps
+FILE, FOLLOWED = 'metrics.jsonl', 'eval_metrics.jsonl'
+OF_TASKS = ('task/', 'valid/task/')
+WAITING = 10_000  # lines at most that wait for a disk to have space again
 LAST = ('train/learning_rate', 'train/skipped_in_a_row')
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """every: steps of an interval; tensorboard: whether to write summaries beside metrics.jsonl."""
+    """What is logged, how often and where.
+
+    every: steps of an interval. tasks: of how many tasks the figures are written an interval; of
+    more they are summed over as many intervals as keep to that on average, and no board (see
+    below) is given figures of single tasks. profile: steps that are traced, as the log numbers
+    them. tensorboard, wandb: boards that the figures go to beside metrics.jsonl; wandb_mode is
+    'online' or 'offline'.
+    """
 
     every: int = 50
+    tasks: int = 100
+    profile: tuple[int, ...] = ()
     tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = 'mtpt'
+    wandb_mode: str = 'online'
 
     def __post_init__(self):
-        if self.every < 1:
-            raise UserError(f'log.every={self.every} must be at least 1')
+        for name in ('every', 'tasks'):
+            if getattr(self, name) < 1:
+                raise UserError(f'log.{name}={getattr(self, name)} must be at least 1')
+        if any(step < 1 for step in self.profile):
+            raise UserError(f'log.profile={self.profile} names steps, which count from 1')
+        if self.wandb_mode not in boards.MODES:
+            raise UserError(f"log.wandb_mode={self.wandb_mode!r} must be 'online' or 'offline'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """FLOPs of a step, and the FLOP/s that all devices are good for (None where unknown)."""
+
+    flops: float
+    peak: float | None = None
 
 
 class Writer:
@@ -48,6 +78,7 @@ class Writer:
       step: the step that the run goes on from; what the file says about later ones is dropped.
       primary: whether this process is the one that writes.
       figures: gives more figures of an interval from those of its steps.
+      clock: the `goodput.Goodput` that is told of each interval, and gives more figures of it.
     """
 
     def __init__(
@@ -60,21 +91,25 @@ class Writer:
         step: int = 0,
         primary: bool = True,
         figures: Callable[[Sequence[Mapping[str, np.ndarray]]], Mapping[str, float]] | None = None,
+        clock: Any = None,
         console: Console | None = None,
     ):
         self.cfg, self.tasks, self.total, self.primary = cfg, list(tasks), total_steps, primary
-        self._figures = figures
-        self.path = pathlib.Path(workdir) / 'metrics.jsonl'
+        self._figures, self._goodput, self.cost = figures, clock, Cost(0.0)
+        self._sums, self._intervals = TaskSums(), 0
+        self._stride = max(1, math.ceil(len(self.tasks) / cfg.tasks))  # intervals between tasks
+        self.path = pathlib.Path(workdir) / FILE
         self._console = console or Console(stderr=True)
         self._last = step
         self._clear()
         self._clock = None
-        self._bar = self._summaries = None
+        self._bar = self._boards = None
+        self._unwritten, self._torn = list[str](), False
         if primary:
             with _explained(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 trim(self.path, step)
-            self._summaries = _summaries(self.path.parent, step) if cfg.tensorboard else None
+            self._boards = boards.Boards(_boards(self.path.parent, step, cfg), self.say)
             self._bar = self._start_bar(step)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -88,32 +123,65 @@ class Writer:
         self._read.append(tokens if self._clock is not None else 0.0)
         self._clock = now
         self._steps.append({k: np.asarray(v) for k, v in metrics.items()})
+        self._sums.add(self._steps[-1])
         self._last = step
         self._show(step)
         if step % self.cfg.every == 0:
-            self.flush()
+            self._intervals += 1
+            self._write_interval(tasks=self._intervals % self._stride == 0)
 
     def flush(self) -> None:
-        """Writes the figures of the interval so far, if there are any."""
-        if self._steps:
-            values = interval(self._steps, self.tasks) | self._speed()
-            if self.primary and self._figures:
+        """Writes the figures of the interval so far and those of its tasks, if there are any."""
+        self._write_interval(tasks=True)
+
+    def _write_interval(self, tasks: bool) -> None:
+        timed = bool(self._steps)
+        if timed or (tasks and self._sums):
+            values = interval(self._steps) | self._speed() | memory.figures()
+            if tasks:
+                values |= self._sums.figures(self.tasks)
+                self._sums = TaskSums()
+            if self.primary and self._figures and timed:
                 values |= self._figures(self._steps)
+            if self._goodput:
+                values |= self._goodput.log(self._last)
             self._clear()
             self.write(self._last, values)
-            self._plain_line(values)
+            if timed:
+                self._plain_line(values)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one object at once: figures of validation or evaluation."""
         if not self.primary:
             return
         line = {'step': int(step)} | {name: finite(value) for name, value in values.items()}
-        with _explained(self.path), open(self.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(line, allow_nan=False) + '\n')
-        if self._summaries is not None:
-            for name, value in line.items():
-                if name != 'step' and value is not None:
-                    self._summaries.add_scalar(name, value, int(step))
+        self._unwritten.append(json.dumps(line, allow_nan=False) + '\n')
+        self._append()
+        if self._boards is not None:
+            told = {k: v for k, v in line.items() if k != 'step' and v is not None}
+            if len(self.tasks) > self.cfg.tasks:
+                told = {k: v for k, v in told.items() if not k.startswith(OF_TASKS)}
+            if told:
+                self._boards.write(int(step), told)
+
+    def _append(self) -> None:
+        """Writes the lines that wait; a disk that is full stops no run, and is tried again."""
+        try:
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write('\n' * self._torn + ''.join(self._unwritten))
+        except OSError as error:
+            if not self._torn:
+                self.say(
+                    f'WARNING: {self.path} cannot be written ({error.strerror or error}); training '
+                    'goes on, and its lines wait until there is space again'
+                )
+            self._torn = True
+            del self._unwritten[:-WAITING]
+        else:
+            if self._torn:
+                self.say(f'{self.path} is written again')
+            self._torn = False
+            self._unwritten.clear()
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -130,9 +198,11 @@ class Writer:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._summaries is not None:
-            self._summaries.close()
-            self._summaries = None
+        if self._goodput:
+            self._goodput.log(self._last)
+        if self._boards is not None:
+            self._boards.close()
+            self._boards = None
 
     def __enter__(self) -> 'Writer':
         return self
@@ -148,10 +218,13 @@ class Writer:
         spent = sum(self._seconds)
         if not spent:
             return {}
-        return {
-            'time/step': spent / len(self._seconds),
-            'time/tokens_per_s': sum(self._read) / spent,
-        }
+        step = spent / len(self._seconds)
+        found = {'time/step': step, 'time/tokens_per_s': sum(self._read) / spent}
+        if self.cost.flops and self.cost.peak:
+            found['time/mfu'] = self.cost.flops / step / self.cost.peak
+        elif self.cost.flops:
+            found['time/flops_per_s'] = self.cost.flops / step
+        return found
 
     def _start_bar(self, step: int) -> Progress | None:
         if not (self._console.is_terminal or self._console.is_jupyter):
@@ -160,7 +233,7 @@ class Writer:
             TextColumn('step'),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn('loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left'),
+            TextColumn('loss {task.fields[loss]}  {task.fields[speed]}  left'),
             TimeRemainingColumn(),
             console=self._console,
             refresh_per_second=2,
@@ -173,8 +246,8 @@ class Writer:
         if self._bar is None:
             return
         losses = [float(s['train/loss']) for s in self._steps[-10:] if 'train/loss' in s]
-        speed = self._speed().get('time/tokens_per_s')
-        shown = {} if speed is None else {'speed': f'{speed:,.0f}'}
+        speed = self._speed()
+        shown = {'speed': _speed_text(speed)} if speed else {}
         self._bar.update(
             self._task, completed=step, loss=f'{np.mean(losses or [math.nan]):.3f}', **shown
         )
@@ -185,8 +258,7 @@ class Writer:
         line = f'step {self._last}/{self.total}  loss {values.get("train/loss", math.nan):.3f}'
         if 'time/step' in values:
             left = round(values['time/step'] * (self.total - self._last))
-            speed = f'{values["time/tokens_per_s"]:,.0f} tokens/s'
-            line += f'  {speed}  {left // 60}:{left % 60:02d} left'
+            line += f'  {_speed_text(values)}  {left // 60}:{left % 60:02d} left'
         self.say(line)
 
 
@@ -195,16 +267,25 @@ def table_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 150)
 
 
-def interval(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) -> dict[str, float]:
-    """The figures of an interval from those of its steps.
+def _speed_text(values: Mapping[str, float]) -> str:
+    """Tokens a second, and what share of the devices' FLOP/s that is, or how many FLOP/s."""
+    text = f'{values["time/tokens_per_s"]:,.0f} tokens/s'
+    if 'time/mfu' in values:
+        return f'{text}  MFU {values["time/mfu"]:.1%}'
+    if 'time/flops_per_s' in values:
+        return f'{text}  {values["time/flops_per_s"] / 1e9:,.1f} GFLOP/s'
+    return text
+
+
+def interval(steps: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The figures of an interval from those of its steps, without those of single tasks.
 
     Losses and accuracies are means over the tokens of finite steps; counts are sums over all of
     them.
     """
     values = {}
     tokens = np.array([float(s.get('train/tokens', 1)) for s in steps])
-    names = [n for n in steps[-1] if not n.startswith('task/')]
-    for name in names:
+    for name in [n for n in steps[-1] if not n.startswith('task/')] if steps else ():
         column = np.array([float(s[name]) for s in steps])
         if name in SUMS:
             values[name] = int(np.nansum(column))
@@ -212,7 +293,7 @@ def interval(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) ->
             values[name] = float(column[-1])
         else:
             values[name] = _mean(column, tokens if name in MEANS else np.ones(len(steps)))
-    return values | _of_tasks(steps, tasks)
+    return values
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
@@ -220,25 +301,43 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.average(values[good], weights=weights[good])) if good.any() else math.nan
 
 
-def _of_tasks(steps: Sequence[Mapping[str, np.ndarray]], tasks: Sequence[str]) -> dict[str, float]:
-    """Figures of the tasks that were seen."""
-    if 'task/loss_sum' not in steps[-1]:
-        return {}
-    losses, correct, tokens, segments = (
-        np.stack([s[f'task/{name}'] for s in steps]).astype(np.float64)
-        for name in ('loss_sum', 'correct', 'tokens', 'segments')
-    )
-    good = np.isfinite(losses)
-    counted = np.where(good, tokens, 0).sum(0)
-    losses, correct = (np.where(good, x, 0).sum(0) for x in (losses, correct))
-    values = {}
-    for i, name in enumerate(tasks, start=1):
-        if segments[:, i].any():
-            values[f'task/{name}/loss'] = losses[i] / counted[i] if counted[i] else math.nan
-            values[f'task/{name}/accuracy'] = correct[i] / counted[i] if counted[i] else math.nan
-            values[f'task/{name}/tokens'] = int(np.nansum(tokens[:, i]))
-            values[f'task/{name}/examples'] = int(segments[:, i].sum())
-    return values
+class TaskSums:
+    """Sums over steps of the figures [M + 1] of each task; a loss counts where it is finite."""
+
+    def __init__(self):
+        self._sums: dict[str, np.ndarray] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds those of a step."""
+        if 'task/loss_sum' not in metrics:
+            return
+        losses, correct, tokens, segments = (
+            np.asarray(metrics[f'task/{name}'], np.float64)
+            for name in ('loss_sum', 'correct', 'tokens', 'segments')
+        )
+        good = np.isfinite(losses)
+        told = dict(counted=tokens, losses=losses, correct=correct)
+        told = {name: np.where(good, x, 0) for name, x in told.items()}
+        for name, x in (told | dict(tokens=np.nan_to_num(tokens), segments=segments)).items():
+            self._sums[name] = self._sums[name] + x if name in self._sums else x
+
+    def figures(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Those of the tasks that were seen, to six digits."""
+        if not self._sums:
+            return {}
+        values = {}
+        counted = self._sums['counted']
+        for i in np.flatnonzero(self._sums['segments'][1:]) + 1:
+            name = f'task/{tasks[i - 1]}'
+            for what, sums in (('loss', 'losses'), ('accuracy', 'correct')):
+                mean = self._sums[sums][i] / counted[i] if counted[i] else math.nan
+                values[f'{name}/{what}'] = float(f'{mean:.6g}')
+            values[f'{name}/tokens'] = int(self._sums['tokens'][i])
+            values[f'{name}/examples'] = int(self._sums['segments'][i])
+        return values
 
 
 def finite(value: Any) -> int | float | None:
@@ -260,11 +359,15 @@ def trim(path: str | os.PathLike, step: int) -> None:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a run's metrics.jsonl, those of the same step merged, ascending by step."""
+    """The objects of a run's metrics, those of the same step merged, ascending by step.
+
+    What a follower measured (`mtpt evaluate --follow`) stands in a file of its own.
+    """
     merged: dict[int, dict[str, Any]] = {}
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
-    for line in _lines(path) if path.exists() else ():
-        merged.setdefault(line['step'], {}).update(line)
+    for name in (FILE, FOLLOWED):
+        path = pathlib.Path(workdir) / name
+        for line in _lines(path) if path.exists() else ():
+            merged.setdefault(line['step'], {}).update(line)
     return [merged[step] for step in sorted(merged)]
 
 
@@ -280,10 +383,13 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _summaries(folder: pathlib.Path, step: int) -> Any:
-    from tensorboardX import SummaryWriter  # slow to import, and only the primary process needs it
-
-    return SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1 if step else None)
+def _boards(folder: pathlib.Path, step: int, cfg: LogConfig) -> dict[str, Any]:
+    found = {}
+    if cfg.tensorboard:
+        found['TensorBoard'] = boards.TensorBoard(folder, step)
+    if cfg.wandb:
+        found['Weights & Biases'] = boards.WandB(folder, cfg.wandb_project, cfg.wandb_mode)
+    return found
 
 
 @contextlib.contextmanager

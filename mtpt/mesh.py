@@ -12,16 +12,19 @@ J key/value heads  I query heads that share one  Q heads that are scored  X widt
 representation  Y experts as a router scores them: its kernel, small, is whole on every device
 """
 
+import collections
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import P
+from jax.experimental import mesh_utils
 
 from mtpt.config import UserError
 
@@ -89,7 +92,39 @@ def make_mesh(
             'processes all must be used: set data=-1'
         )
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=explicit, devices=devices[:used])
+    return jax.sharding.Mesh(arrange(sizes, devices[:used]), AXES, axis_types=explicit)
+
+
+def arrange(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Lays devices out as an array of the sizes of the four axes, by what links them.
+
+    Within a TPU slice neighbours are neighbours; of several slices `data`, the axis that talks
+    least, is the only one that runs between them. GPUs keep the order of their hosts, whose fast
+    links the last axes then run over.
+
+    Args:
+      sizes: of the axes, in the order of `AXES`; their product is the number of devices.
+      devices: real, compile-only or fake ones.
+
+    Raises:
+      UserError: `data` does not divide over the slices.
+    """
+    by_slice = collections.Counter(getattr(d, 'slice_index', None) or 0 for d in devices)
+    slices, split = len(by_slice), dict(allow_split_physical_axes=True)
+    if devices[0].platform != 'tpu':
+        order = sorted(devices, key=lambda d: (d.process_index, d.id))
+        return np.array(order, dtype=object).reshape(sizes)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, **split)
+    if len(set(by_slice.values())) > 1 or sizes[0] % slices:
+        held = ', '.join(str(by_slice[i]) for i in sorted(by_slice))
+        raise UserError(
+            f'data={sizes[0]} does not split over {slices} slices (of {held} devices), and only '
+            f'data runs between slices; make mesh.data a multiple of {slices}, with slices of one '
+            'size'
+        )
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, **split)
 
 
 def _fit(cfg: MeshConfig, available: int) -> tuple[int, ...]:
@@ -172,8 +207,60 @@ def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str,
         dims = BATCH_DIMS[name]
         dims = 'A' * (np.ndim(rows) - len(dims)) + dims
         sharding = jax.sharding.NamedSharding(mesh, act(dims))
-        placed[name] = jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        placed[name] = _global(np.asarray(rows), sharding, dims.index('B'))
     return placed
+
+
+def _global(rows: np.ndarray, sharding: Any, axis: int) -> jax.Array:
+    """The array whose rows, along `axis`, this process holds its share of."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    shape = list(rows.shape)
+    shape[axis] *= share(sharding.mesh).number
+    here = sharding.addressable_devices_indices_map(tuple(shape)).values()
+    begins = sorted({index[axis].start or 0 for index in here})
+    each = rows.shape[axis] // len(begins)
+
+    def part(index):
+        at = begins.index(index[axis].start or 0) * each
+        return rows[(*index[:axis], slice(at, at + each), *index[axis + 1 :])]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+
+class Share(NamedTuple):
+    """Which part of the rows of a batch a process loads, and of how many parts."""
+
+    index: int
+    number: int
+    holders: tuple[int, ...]  # for each part the first process that holds it
+
+
+@functools.cache
+def share(mesh: jax.sharding.Mesh, process: int | None = None) -> Share:
+    """The share of the rows that a process (this one) feeds its devices with.
+
+    Processes whose devices hold the same rows, since `tensor` runs between them, have one share.
+
+    Raises:
+      UserError: the rows do not fall into shares of one size, or some would be in two.
+    """
+    mine = jax.process_index() if process is None else process
+    held = collections.defaultdict(set)
+    for block, devices in enumerate(mesh.devices.reshape(-1, mesh.devices.shape[-1])):
+        for device in devices:
+            held[device.process_index].add(block)
+    shares = sorted({tuple(sorted(blocks)) for blocks in held.values()})
+    in_all = sum(map(len, shares))
+    if in_all != len(set().union(*held.values())) or len({len(s) for s in shares}) > 1:
+        sizes = _spell([mesh.shape[axis] for axis in AXES])
+        raise UserError(
+            f'with the mesh {sizes} the devices of a host hold some rows of another host and some '
+            "not, so that the batch does not split over hosts; make mesh.tensor divide a host's "
+            'devices, or be a multiple of them'
+        )
+    holders = tuple(min(p for p, b in held.items() if tuple(sorted(b)) == s) for s in shares)
+    return Share(shares.index(tuple(sorted(held[mine]))), len(shares), holders)
 
 
 def check_divides(sizes: Mapping[str, int], mesh: Any) -> None:

@@ -91,6 +91,19 @@ def model_of(run: Run, vocabulary: Vocabulary, M: int, manifest: Manifest) -> Mo
     return task_ids.resolved(run.model, vocabulary.padded_size, M, manifest.tasks, asked)
 
 
+def mesh_at_hand(cfg: meshes.MeshConfig) -> jax.sharding.Mesh:
+    """The mesh of a run, or where other devices are at hand than it was trained on, one of these.
+
+    The model's axes are kept where they fit; else every device has all of the model.
+    """
+    for other in (cfg, dataclasses.replace(cfg, data=-1)):
+        try:
+            return meshes.make_mesh(other)
+        except UserError:
+            continue
+    return meshes.make_mesh(meshes.MeshConfig(data=-1))
+
+
 def restored(
     run: Run, workdir: pathlib.Path, step: int | None, manifest: Manifest | None = None
 ) -> tuple[Vocabulary, ModelConfig, jax.sharding.Mesh, Any, int]:
@@ -107,7 +120,7 @@ def restored(
         model_cfg = model_of(run, vocabulary, M, manifest)
     else:
         model_cfg = task_ids.resolved(run.model, vocabulary.padded_size, M, tasks)
-    mesh = meshes.make_mesh(run.mesh)
+    mesh = mesh_at_hand(run.mesh)
     if mesh.devices.flat[0].platform != 'gpu':  # a kernel binds no weights
         model_cfg = dataclasses.replace(model_cfg, kernel='xla')
     with jax.set_mesh(mesh):

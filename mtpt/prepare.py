@@ -53,10 +53,16 @@ class HeldOut:
 class ExamPlan:
     """How a mixture is examined in a run: on which split, on how many examples of each prompt
     (0: all), every how many steps (0: at the end only), and whether untrained too and after each
-    stage of the run."""
+    stage of the run.
+
+    seconds: time for an exam (0: as long as it takes); it is then cut to the first examples of
+    each prompt, and says so. elsewhere: the trainer leaves it to `mtpt evaluate --follow`.
+    """
 
     split: str = 'validation'
     max_examples: int = 0
+    seconds: float = 0.0
+    elsewhere: bool = False
     every: int = 0
     at_start: bool = False
     each_stage: bool = False

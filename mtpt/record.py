@@ -1,5 +1,6 @@
 """What a run leaves in its folder besides metrics and checkpoints, and how it is read back."""
 
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -47,13 +48,15 @@ def check_resumes(run: Run, workdir: pathlib.Path) -> None:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    free = ('name', 'exams', 'evaluate', 'log', 'checkpoint', 'mesh', 'stages')
+    free = ('name', 'exams', 'evaluate', 'log', 'checkpoint', 'mesh', 'stages', 'watchdog')
     kept = {k: v for k, v in config.items() if k not in free}
     kept['data'] = {k: v for k, v in kept['data'].items() if k != 'cache'}
+    layout = ('remat', 'sequence_split')  # another mesh may ask for others
+    kept['model'] = {k: v for k, v in kept['model'].items() if k not in layout}
     kept['train'] = {
         k: v
         for k, v in kept['train'].items()
-        if k not in ('steps', 'validate_every', 'prefetch', 'max_skipped')
+        if k not in ('steps', 'validate_every', 'prefetch', 'max_skipped', 'replays')
     }
     return kept
 
@@ -115,6 +118,24 @@ def _versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = installed()
     return {'python': sys.version.split()[0]} | {n: found[n] for n in TOLD if n in found}
+
+
+def facts(settings: Any) -> dict[str, str]:
+    """What must be the same on all hosts of a run, by name: code, settings, task file, versions.
+
+    settings: the `Run`, or another mapping of what a verb is told.
+    """
+    told = as_dict(settings) if dataclasses.is_dataclass(settings) else dict(settings)
+    found = {f'config.{name}': str(value) for name, value in trees.flatten(told).items()}
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob('*.py')):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    found['code'] = f'{code_revision().get("commit", "")[:12]} {digest.hexdigest()[:8]}'.strip()
+    module = pathlib.Path(str(told.get('tasks', {}).get('module') or ''))
+    if module.is_file():
+        found[str(module)] = hashlib.sha256(module.read_bytes()).hexdigest()[:8]
+    return found | {f'version of {name}': version for name, version in _versions().items()}
 
 
 def write_config(

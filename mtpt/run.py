@@ -11,12 +11,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mtpt import flags, prepare, record, stages, task_ids
+from mtpt import flags, hosts, prepare, record, stages, task_ids
 from mtpt.config import UserError, choose
 from mtpt.config import read as read_config
 from mtpt.data.cache import IN_THIS_PROCESS
@@ -42,15 +43,18 @@ def read(config: str | Mapping[str, Any] | Run, *overrides: str) -> Run:
     return flags.load(config, [f'--config.{o}' for o in overrides])
 
 
-def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def train(run: Run, workdir: str | pathlib.Path, debug: bool = False) -> list[dict[str, Any]]:
     """Trains as `run` says in a folder, or goes on where that was left; returns the last scores.
 
+    debug: on one device, step by step, to the first update that is not finite.
+
     Raises:
+      FloatingPointError: with `debug`, there.
       UserError: whatever is wrong with the config, the data or the folder, in a sentence.
     """
     from mtpt import training
 
-    return training.train(run, workdir)
+    return training.train(run, workdir, debug)
 
 
 def evaluate(
@@ -70,17 +74,39 @@ def evaluate(
       split: by default what the run's config says for this mixture, else 'validation'.
       overrides: 'key=value' for fields of `EvaluateConfig`, such as 'normalisation=mean'.
     """
-    workdir, overrides = pathlib.Path(workdir), list(overrides)
-    run = stages.ended(record.run_of(workdir))
-    changed = overridden(run.evaluate, overrides)
-    plan = run.exams.get(mixture, ExamPlan())
-    tag = ','.join([*([split] if split and split != plan.split else []), *sorted(overrides)])
-    plan = dataclasses.replace(plan, split=split or plan.split)
-    manifest = _with_exams(run, workdir, mixture, plan)
-    run = dataclasses.replace(run, evaluate=changed, exams={mixture: plan})
+    workdir = pathlib.Path(workdir)
+    run, manifest, tag = asked(workdir, mixture, split, list(overrides))
     vocabulary, model_cfg, mesh, params, step = restored(run, workdir, step, manifest)
     exams = Exams(run, manifest, vocabulary, model_cfg, mesh, workdir, tag=tag)
     return exams.take(step, params, [mixture])[mixture]
+
+
+class Asked(NamedTuple):
+    """A run with one exam, as it is asked for; `tag` says what differs from the run's own plan."""
+
+    run: Run
+    manifest: Manifest
+    tag: str
+
+
+def asked(
+    workdir: pathlib.Path, mixture: str, split: str | None, overrides: Sequence[str]
+) -> Asked:
+    """A run with the exam that is asked for and its sets, as `evaluate` has them."""
+    run = stages.ended(record.run_of(workdir))
+    plan, tag = plan_of(run, mixture, split, overrides)
+    changed = overridden(run.evaluate, overrides)
+    manifest = _with_exams(run, workdir, mixture, plan)
+    return Asked(dataclasses.replace(run, evaluate=changed, exams={mixture: plan}), manifest, tag)
+
+
+def plan_of(
+    run: Run, mixture: str, split: str | None, overrides: Sequence[str]
+) -> tuple[ExamPlan, str]:
+    """How a mixture is examined, and what of that the run does not plan."""
+    plan = run.exams.get(mixture, ExamPlan())
+    tag = ','.join([*([split] if split and split != plan.split else []), *sorted(overrides)])
+    return dataclasses.replace(plan, split=split or plan.split), tag
 
 
 def generate(
@@ -212,7 +238,11 @@ def build_cache(
 
 
 def _with_exams(run: Run, workdir: pathlib.Path, mixture: str, plan: ExamPlan) -> Manifest:
-    """The run's manifest, with the evaluation sets of a mixture added where they are missing."""
+    """The run's manifest, with the evaluation sets of a mixture added where they are missing.
+
+    Of several processes the first adds them.
+    """
     folder = prepare.cache_of(run.data, workdir)
-    found = prepare.add_exams(run.data, run.tasks, {mixture: plan}, folder)
-    return found.of(stages.parts(run))
+    add = partial(prepare.add_exams, run.data, run.tasks, {mixture: plan}, folder)
+    hosts.first('exams', add)
+    return add().of(stages.parts(run))

@@ -17,6 +17,7 @@ from mtpt.prepare import ExamPlan, HeldOut, TasksConfig
 from mtpt.train.loop import TrainConfig
 from mtpt.train.optimizer import OptimizerConfig
 from mtpt.train.state import InitFromConfig
+from mtpt.watch.watchdog import WatchdogConfig
 
 DEFAULT_STEPS = 1000  # of a run that names no number and has no stages
 
@@ -66,6 +67,7 @@ class Run:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self):

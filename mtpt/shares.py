@@ -8,6 +8,7 @@ first host, a few batches ahead of the steps.
 M tasks (ids count from 1; 0 is padding)
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from mtpt.data.loader import Loader, realised_shares
 from mtpt.data.manifest import Manifest, TaskEntry
-from mtpt.files import write
+from mtpt.files import Unwritten, write
 from mtpt.log import read_metrics
 
 FILE = 'tasks.json'
@@ -41,7 +42,8 @@ class Shares:
             self._examples += np.nan_to_num(step.get('task/segments', 0.0))
             self._targets += np.nan_to_num(step.get('task/tokens', 0.0))
         told = rows(self.manifest, self.loader(), self._examples, self._targets)
-        _write(self.workdir, told)
+        with contextlib.suppress(Unwritten):  # metrics.jsonl says that the disk is full
+            _write(self.workdir, told)
         return figures(told)
 
 

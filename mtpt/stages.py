@@ -102,7 +102,7 @@ def check_goes_on(old: Run, new: Run, step: int, where: Any) -> None:
 def _trains(leg: Leg) -> tuple[Any, ...]:
     """What of a leg's settings its training follows from."""
     sections = [as_dict(getattr(leg.run, name)) for name in ('data', 'optimizer', 'train')]
-    free = ('cache', 'steps', 'validate_every', 'prefetch', 'max_skipped')
+    free = ('cache', 'steps', 'validate_every', 'prefetch', 'max_skipped', 'replays')
     told = [{k: v for k, v in section.items() if k not in free} for section in sections]
     return (leg.first, leg.fresh_optimizer, *told)
 

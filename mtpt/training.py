@@ -11,10 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
-from jax.experimental import multihost_utils
 
+from mtpt import (
+    hosts,
+    layout,
+    lock,
+    prepare,
+    record,
+    report,
+    shares,
+    specialisation,
+    stages,
+    task_ids,
+)
 from mtpt import mesh as meshes
-from mtpt import prepare, record, report, shares, specialisation, stages, task_ids
+from mtpt.beside import beside_of, cost_of
 from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError
 from mtpt.data import manifest as manifests
@@ -24,29 +35,45 @@ from mtpt.data.loader import Loader, validation_batches
 from mtpt.data.manifest import Manifest
 from mtpt.data.steering import Steered, changed_rates
 from mtpt.data.stream import stream
-from mtpt.exams import Exams, averages
+from mtpt.diagnosis import DEBUGGING, Diagnosis, Recent, for_debugging
+from mtpt.exams import Exams, averages, here
+from mtpt.files import Unwritten
 from mtpt.log import Writer, read_metrics
 from mtpt.model import functional
-from mtpt.model.attention import check_kernel
 from mtpt.model.config import ModelConfig
 from mtpt.opened import model_of
 from mtpt.settings import Run
 from mtpt.stages import Leg
-from mtpt.train.loop import Start, begin, fit
+from mtpt.train import spikes
+from mtpt.train.loop import Beside, Start, begin, fit, loss_settings
 from mtpt.train.optimizer import Optimizer, make_optimizer
-from mtpt.train.state import InitFromConfig, TrainState, with_optimizer
+from mtpt.train.replay import Replay
+from mtpt.train.state import InitFromConfig, TrainState, with_optimizer, with_spikes
 from mtpt.vocabulary import Vocabulary, common_ids, load
+from mtpt.watch.goodput import begun
 
 
-def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def train(run: Run, workdir: str | pathlib.Path, debug: bool = False) -> list[dict[str, Any]]:
     """Trains as `run` says in a folder, or goes on where that was left; returns the last scores.
 
+    debug: on one device, step by step, to the first update that is not finite.
+
     Raises:
+      FloatingPointError: with `debug`, there.
       UserError: whatever is wrong with the config, the data or the folder, in a sentence.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, began = pathlib.Path(workdir), begun()
+    run = for_debugging(run) if debug else run
     legs = stages.legs(run)
     record.make_folder(workdir)
+    hosts.check_shared(workdir)
+    with lock.held(workdir):
+        return _train(run, workdir, legs, began, debug)
+
+
+def _train(
+    run: Run, workdir: pathlib.Path, legs: list[Leg], began: float, debug: bool
+) -> list[dict[str, Any]]:
     record.check_resumes(run, workdir)
     folder = prepare.cache_of(run.data, workdir)
     manifest = _first_process_prepares(run, folder)
@@ -55,10 +82,14 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     task_ids.check_names(run.model, manifest)
     model_cfg = model_of(run, vocabulary, task_ids.last(manifest.tasks), manifest)
     mesh = meshes.make_mesh(run.mesh)
+    hosts.meet(mesh)
     for leg in legs:
-        _check_mesh(leg.run, model_cfg, mesh)
+        layout.check(leg.run, model_cfg, mesh, mesh.devices.flat[0].platform)
         changed_rates(leg.run.data.rates, _table(manifest, leg))
-    checkpoints = Checkpoints(workdir, run.checkpoint)
+        spikes.check(leg.run.train.spikes, run.checkpoint.every, bool(leg.run.data.learn.rule))
+    # A rollback may go back past what was saved on the way.
+    regular = 2 * any(leg.run.train.spikes.rule == 'rollback' for leg in legs)
+    checkpoints = Checkpoints(workdir, run.checkpoint, regular=regular)
     if step := checkpoints.latest():
         stages.check_goes_on(record.run_of(workdir), run, step, workdir)
         _check_tasks(checkpoints, model_cfg, manifest, workdir)
@@ -68,8 +99,14 @@ def train(run: Run, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     start = begin(leg.run.train, model_cfg, tx, mesh, checkpoints, run.init_from, rows, tasks)
     _check_order(start, manifest, run)
     record.write_config(run, workdir, model_cfg, mesh)
-    course = _Course(run, workdir, manifest, vocabulary, model_cfg, mesh, checkpoints)
-    return course.take(legs[legs.index(leg) :], start, tx)
+    beside = beside_of(run, workdir, start.step, began)
+    course = _Course(
+        run, workdir, manifest, vocabulary, model_cfg, mesh, checkpoints, beside, debug
+    )
+    try:
+        return course.take(legs[legs.index(leg) :], start, tx)
+    finally:
+        beside.watchdog.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +120,8 @@ class _Course:
     model_cfg: ModelConfig
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
+    beside: Beside
+    debug: bool = False
 
     def take(self, legs: list[Leg], start: Start, tx: Optimizer) -> list[dict[str, Any]]:
         """Trains leg after leg; returns the scores of the exams at the end."""
@@ -95,14 +134,18 @@ class _Course:
                 self.workdir, names, run.train.steps, run.log, step=start.step,
                 primary=jax.process_index() == 0,
                 figures=shares.Shares(self.workdir, self.manifest, lambda: reached[0]),
+                clock=self.beside.clock,
             ) as writer,
         ):  # fmt: skip
+            self.beside.tracer.say = writer.say
+            if self.debug:
+                writer.say(f'--debug: {DEBUGGING} ({self.mesh.devices.flat[0]})')
             for note in (*start.notes, *_notes(loader)):
                 writer.say(note)
             exams = self._exams(legs[0])
             if not start.step:
                 untrained = [n for n, p in run.exams.items() if p.at_start]
-                writer.write(0, averages(exams.take(0, state.params, untrained)))
+                self._take(exams, 0, state, untrained, writer)
             for leg in legs:
                 step = int(state.step)
                 if step >= leg.last and leg is not legs[-1]:
@@ -118,8 +161,7 @@ class _Course:
                 state, position = self._run(leg, state, position, tx, loader, writer, exams)
                 if leg is not legs[-1]:
                     self._examine(exams, leg, state, writer)
-            done = exams.take(run.train.steps, state.params, list(run.exams))
-            writer.write(run.train.steps, averages(done))
+            done = self._take(exams, run.train.steps, state, list(run.exams), writer)
         return [row for rows in done.values() for row in rows]
 
     def _examine(self, exams: Exams, leg: Leg, state: TrainState, writer: Writer) -> None:
@@ -127,7 +169,16 @@ class _Course:
         due = [name for name, plan in self.run.exams.items() if plan.each_stage]
         if jax.process_count() == 1:
             due = [name for name in due if not exams.place(leg.last, name).exists()]
-        writer.write(leg.last, averages(exams.take(leg.last, state.params, due)))
+        self._take(exams, leg.last, state, due, writer)
+
+    def _take(
+        self, exams: Exams, step: int, state: TrainState, names: list[str], writer: Writer
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Takes exams of the run that are not left to a follower, and logs their averages."""
+        with self.beside.clock.spent('evaluating'):
+            done = exams.take(step, state.params, here(self.run.exams, names))
+        writer.write(step, averages(done))
+        return done
 
     def _run(
         self, leg: Leg, state: TrainState, position: Any, tx: Optimizer, loader: Loader,
@@ -136,6 +187,8 @@ class _Course:
         """One leg, from where the state is to its end."""
         table = _table(self.manifest, leg)
         steered = self._steered(leg, table, loader, int(state.step), position)
+        scale, recent = _scale(leg.run, self.manifest), self._recent(leg, loader, state)
+        writer.cost = cost_of(leg.run, self.model_cfg, self.mesh)
         labels = None
         if self.model_cfg.heads:
             labels = Labels(self.model_cfg.heads, self.manifest, self.vocabulary)
@@ -144,21 +197,35 @@ class _Course:
             self.model_cfg,
             tx,
             state,
-            _labelled(labels, _watched(steered, loader, writer.say)),
+            recent.watched(_labelled(labels, _watched(steered, loader, writer.say))),
             mesh=self.mesh,
             tasks=self.manifest.names[1:],
-            task_scale=_scale(leg.run, self.manifest),
+            task_scale=scale,
             writer=writer,
             checkpoints=self.checkpoints,
             provenance=lambda: record.provenance(self.run, self.manifest, self.model_cfg, loader),
-            validation=_validation(leg.run, table, labels),
+            validation=_validation(leg.run, table, labels, meshes.share(self.mesh)),
             evaluate=exams.when_due,
             evaluate_every=math.gcd(*(plan.every for plan in self.run.exams.values())),
             routed=partial(_routed, self.workdir, self.model_cfg, self.manifest),
             steered=steered,
             more=leg.last < self.run.train.steps,
+            diagnose=self._diagnosis(leg, recent, scale),
+            beside=self.beside,
         )
         return fitted.state, fitted.position
+
+    def _recent(self, leg: Leg, loader: Loader, state: TrainState) -> Recent:
+        """Keeps the last batches of a leg, for whoever asks what was in them."""
+        recent = Recent(leg.run.train.prefetch + 4, loader, int(state.step))
+        self.beside.watchdog.reading = lambda: loader.reading
+        self.beside.watchdog.tasks = recent.tasks
+        return recent
+
+    def _diagnosis(self, leg: Leg, recent: Recent, scale: tuple[float, ...] | None) -> Diagnosis:
+        cfg, M = leg.run.train, len(self.manifest.names) - 1
+        replay = Replay(self.model_cfg, M, self.mesh, task_scale=scale, **loss_settings(cfg))
+        return Diagnosis(cfg, replay, recent, self.vocabulary, self.workdir, self.debug)
 
     def _enter(
         self, leg: Leg, state: TrainState, position: Any
@@ -166,12 +233,14 @@ class _Course:
         """What the leg before left, as this one takes it up: rates begin anew, counters do not."""
         tx = _optimizer(self.run, leg, self.model_cfg)
         state = with_optimizer(state, tx, self.mesh, leg.fresh_optimizer)
+        state = with_spikes(state, leg.run.train.spikes, self.mesh)
         position = {k: v for k, v in position.items() if not k.startswith('learnt')}
         return tx, state, position | dict(rates=np.zeros_like(np.asarray(position['rates'])))
 
     def _loader(self, leg: Leg, position: Any) -> Loader:
         table, seed = _table(self.manifest, leg), self.run.train.seed
-        place = dict(host=jax.process_index(), hosts=jax.process_count(), position=position)
+        share = meshes.share(self.mesh)
+        place = dict(host=share.index, hosts=share.number, position=position)
         if leg.run.data.mode == 'stream':
             open_task = opener(table, self.vocabulary, leg.run.data, seed)
             return stream(table, leg.run.data, open_task, seed, **place)
@@ -186,7 +255,7 @@ class _Course:
 
     def _exams(self, leg: Leg) -> Exams:
         run = dataclasses.replace(leg.run, train=self.run.train)
-        return Exams(
+        exams = Exams(
             run,
             self.manifest,
             self.vocabulary,
@@ -195,6 +264,8 @@ class _Course:
             self.workdir,
             whole=False,
         )
+        exams.alive = self.beside.watchdog.beat
+        return exams
 
 
 def _table(manifest: Manifest, leg: Leg) -> Manifest:
@@ -251,42 +322,14 @@ def _reference(workdir: str) -> dict[str, float]:
 def _first_process_prepares(run: Run, folder: pathlib.Path) -> Manifest:
     parts = stages.parts(run)
     args = (run.data, run.tasks, run.held_out, run.exams, folder, list(parts))
-    if jax.process_index() == 0:
-        prepare.prepare(*args)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('cache')
-        if run.data.mode == 'stream':
-            prepare.open_tasks(run.tasks)
+    hosts.first('cache', lambda: prepare.prepare(*args))
+    if isinstance(folder, pathlib.Path):
+        hosts.check_shared(folder)
+    if jax.process_index() and run.data.mode == 'stream':
+        prepare.open_tasks(run.tasks)
     manifest = manifests.read(folder).of(parts)
+    hosts.agree('mixture', dict(mixture=record.mixture_hash(manifest)))
     return manifest.streamed if run.data.mode == 'stream' else manifest
-
-
-def _check_mesh(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    lengths = {f'data.{n}': getattr(run.data, n) for n in ('inputs_length', 'targets_length')}
-    check_kernel(model_cfg, mesh.devices.flat[0].platform, lengths)
-    sizes = {letter: getattr(model_cfg, letter) for letter in 'DHFV'}
-    meshes.check_divides(sizes | dict(B=run.data.batch_size // run.data.accumulation), mesh)
-    if model_cfg.moe.E:
-        meshes.check_divides(dict(E=model_cfg.moe.E, F=model_cfg.moe.F), mesh)
-        _check_experts(run, model_cfg, mesh)
-
-
-def _check_experts(run: Run, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    moe, split = model_cfg.moe, math.prod(mesh.shape[axis] for axis in meshes.BATCH)
-    rows = run.data.batch_size // run.data.accumulation // split
-    for side in ('inputs_length', 'targets_length'):
-        tokens = rows * getattr(run.data, side)
-        if moe.group and tokens % moe.group:
-            raise UserError(
-                f'model.moe.group={moe.group} does not divide the {tokens} tokens of a device '
-                f'({rows} rows of data.{side}); choose a divisor, or 0 for all of them'
-            )
-    if moe.local and mesh.shape['expert'] > 1:
-        raise UserError(
-            'model.moe.local promises rows that lie with the expert of their task, and the loader '
-            f'does not order them so; with mesh.expert={mesh.shape["expert"]} set '
-            'model.moe.local=False'
-        )
 
 
 def _check_order(start: Any, manifest: Manifest, run: Run) -> None:
@@ -305,10 +348,10 @@ def _labelled(labels: Labels | None, batches: Iterable[Any]) -> Iterable[Any]:
     return ((labels(batch), position) for batch, position in batches) if labels else batches
 
 
-def _validation(run: Run, manifest: Manifest, labels: Labels | None):
+def _validation(run: Run, manifest: Manifest, labels: Labels | None, share: meshes.Share):
     if not any('validation' in t.splits for t in manifest.tasks if t.status == 'ok'):
         return None
-    place = dict(host=jax.process_index(), hosts=jax.process_count())
+    place = dict(host=share.index, hosts=share.number)
     made = partial(validation_batches, manifest, run.data, **place)
     return (lambda: map(labels, made())) if labels else made
 
@@ -335,8 +378,16 @@ def _told(workdir: pathlib.Path, manifest: Manifest, reached: list[Loader]) -> I
         yield
     finally:
         if jax.process_index() == 0 and read_metrics(workdir):
-            shares.save(workdir, manifest, reached[0])
-            rich.console.Console().print(f'report: {report.write(workdir)}', soft_wrap=True)
+            _tell(workdir, manifest, reached[0])
+
+
+def _tell(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> None:
+    console = rich.console.Console()
+    try:
+        shares.save(workdir, manifest, loader)
+        console.print(f'report: {report.write(workdir)}', soft_wrap=True)
+    except Unwritten as error:  # how the run ended is not for its report to say
+        console.print(f'WARNING: no report: {error}', soft_wrap=True)
 
 
 def _routed(
@@ -345,7 +396,8 @@ def _routed(
     """Keeps which experts served which tasks of a validation; gives what it comes to."""
     told = specialisation.tables(model_cfg, manifest.tasks, counts)
     if jax.process_index() == 0:
-        specialisation.write(workdir, step, told)
+        with contextlib.suppress(Unwritten):  # metrics.jsonl says that the disk is full
+            specialisation.write(workdir, step, told)
     return specialisation.figures(told)
 
 

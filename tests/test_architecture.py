@@ -8,13 +8,15 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    4: '__main__ convert flags run training stages opened settings prepare record exams task_ids '
-    'specialisation extract inspect_tasks checking overlap scaffold shares task_tables '
-    'sweep report charts scores score synthesise prompt_search wordings doctor versions',
+    4: '__main__ convert flags run training plan layout stages opened settings prepare record '
+    'exams task_ids specialisation extract inspect_tasks checking overlap scaffold shares beside '
+    'diagnosis follow sweep report score synthesise prompt_search wordings doctor versions '
+    'supervise',
     3: 'train',
     2: 'evaluate',
-    1: 'model tasks data checkpoint leaves',
-    0: 'allocator mesh trees comparing config files folders log ngrams vocabulary',
+    1: 'model tasks data checkpoint',
+    0: 'allocator chips comparing config files folders hosts lock log mesh ngrams statuses trees '
+    'vocabulary watch',
 }
 FLOORS = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 ALLOWED_SIBLINGS = {

@@ -315,6 +315,7 @@ def test_a_cache_of_another_vocabulary_or_end_of_inputs_is_refused(tmp_path, mix
     build(name, tmp_path / 'cache')
     place = tmp_path / 'cache' / 'manifest.json'
     tree = json.loads(place.read_text())
+    del tree['seal']  # as of mtpt before there were seals
     for change, words in (
         ({'inputs_eos': False}, 'do not end with EOS'),
         ({'vocabulary': tree['vocabulary'] | {'fingerprint': 'x'}}, 'another vocabulary'),
@@ -330,6 +331,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, mixture, path
     manifest = build(f'{name}_f', tmp_path / 'cache')
     place = tmp_path / 'cache' / 'manifest.json'
     tree = json.loads(place.read_text())
+    del tree['seal']
     tree['tasks'][0]['splits']['train']['shards'][0]['path'] = path
     place.write_text(json.dumps(tree))
     with pytest.raises(UserError, match='outside its folder'):
@@ -355,6 +357,18 @@ def test_manifests_that_are_missing_or_broken_are_refused_in_words(tmp_path):
         (tmp_path / 'manifest.json').write_text(content)
         with pytest.raises(UserError, match='build the cache again'):
             manifests.read(tmp_path)
+
+
+def test_a_manifest_with_another_value_is_refused(tmp_path, mixture):
+    name, _ = mixture
+    build(f'{name}_f', tmp_path / 'cache')
+    place = tmp_path / 'cache' / 'manifest.json'
+    tree = json.loads(place.read_text())
+    task = tree['tasks'][0]
+    for wrong in (dict(inputs_eos=False), dict(tasks=[task | dict(rate=task['rate'] / 2)])):
+        place.write_text(json.dumps(tree | wrong))
+        with pytest.raises(UserError, match=r'manifest\.json is broken.*not as it was written'):
+            manifests.read(tmp_path / 'cache')
 
 
 def test_what_names_the_shards_is_refused_by_file_where_a_value_is_of_another_type(

@@ -1,6 +1,7 @@
 """The doctor names what is wrong and what to do, and never hangs."""
 
 import os
+import socket
 import sys
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mtpt import doctor, versions
+from mtpt.hosts import places
 
 GOOD = {
     'python': '3.11.7',
@@ -28,7 +30,7 @@ WANTED = {
     ],
     'jax-cuda12-plugin': ['jax-cuda12-pjrt==0.10.2'],
 }
-SLURM = {v: '1' for v in doctor.PLACES['SLURM'][0]} | {'SLURM_NTASKS': '4'}
+SLURM = {v: '1' for v in places.PLACES['SLURM'].variables} | {'SLURM_NTASKS': '4'}
 
 
 def family(**more):
@@ -179,6 +181,21 @@ def test_a_partial_set_of_host_variables_names_the_missing_one():
     assert found.level == 'bad' and 'TPU_WORKER_ID missing' in found.value
     either = {'TPU_WORKER_ID': '1', 'TPU_PROCESS_ADDRESSES': 'a:1,b:1'}
     assert doctor.distributed(either)[0].value == 'process 1 of 2'
+
+
+def test_a_coordinator_is_asked_for_where_it_is_named():
+    with socket.create_server(('localhost', 0)) as server:
+        port = server.getsockname()[1]
+        named = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
+        place, answer = doctor.distributed(named | {'JAX_PROCESS_ID': '1'})
+        assert place.value == 'process 1 of 2' and answer.value.endswith('answers')
+        taken = doctor.distributed(named | {'JAX_PROCESS_ID': '0'})[1]
+        assert taken.level == 'bad' and 'end what has the port' in taken.cure
+    refused = doctor.distributed(named | {'JAX_PROCESS_ID': '1'})[1]
+    assert refused.level == 'ok' and 'no run has begun' in refused.value
+    assert doctor.coordinator('nowhere', here=False).level == 'bad'
+    part = doctor.distributed({'JAX_COORDINATOR_ADDRESS': f'localhost:{port}'})[0]
+    assert part.level == 'bad' and 'JAX_NUM_PROCESSES, JAX_PROCESS_ID missing' in part.value
 
 
 def test_a_place_beyond_the_number_of_processes_is_bad():

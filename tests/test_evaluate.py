@@ -347,7 +347,7 @@ def test_limits_take_the_first_examples_and_share_a_budget_evenly():
     one = exam(count=20)
     (row,) = take([one], dataclasses.replace(QUICK, max_examples=4))
     first = SimpleNamespace(**vars(one) | dict(examples=one.examples[:4]))
-    assert take([first]) == [row] and row['examples'] == 4
+    assert take([first]) == [row | dict(of=4)] and (row['examples'], row['of']) == (4, 20)
 
 
 def test_prompts_are_summed_up_to_tasks_and_tasks_to_averages():

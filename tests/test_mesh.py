@@ -9,14 +9,17 @@ import pytest
 from mtpt import trees
 from mtpt.config import UserError
 from mtpt.mesh import (
+    AXES,
     BATCH_DIMS,
     MeshConfig,
     act,
+    arrange,
     check_divides,
     einsum,
     make_mesh,
     place,
     rows,
+    share,
     weight,
 )
 from mtpt.model.config import ModelConfig, resolve
@@ -51,8 +54,8 @@ def packed_batch(V, B=8, S=16, T=8):
     return {name: x.astype(np.int32) for name, x in tokens.items()}
 
 
-def mean_loss(cfg, params, batch):
-    logits_BTV, _ = apply(cfg, params, batch)
+def mean_loss(cfg, params, batch, key=None):
+    logits_BTV, _ = apply(cfg, params, batch, key)
     real_BT = batch['decoder_segment_ids'] > 0
     loss_BT = -log_probs(logits_BTV, batch['decoder_target_tokens'])
     return jnp.sum(jnp.where(real_BT, loss_BT, 0)) / jnp.sum(real_BT)
@@ -154,6 +157,71 @@ def test_a_dimension_that_does_not_divide_is_named_with_its_cure():
     with pytest.raises(UserError, match='B=12 rows of a batch do not split over data=4 x fsdp=2'):
         check_divides(dict(B=12), make_mesh(MeshConfig(data=4, fsdp=2)))
     check_divides(dict(B=16, D=768, H=12, F=2048, V=32128, K=5), MeshConfig(data=4, tensor=4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """A device of a machine that is not here."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    coords: tuple = (0, 0, 0)
+    platform: str = 'tpu'
+    device_kind: str = 'TPU v5p'
+    core_on_chip: int = 0
+
+
+def slices(number, side=4, each=4):
+    """TPU slices of side x side chips, so many of them a host."""
+    found = []
+    for i in range(number * side * side):
+        chip = i % (side * side)
+        place = (chip % side, chip // side, 0)
+        found.append(Fake(i, i // each, i // (side * side), place))
+    return found
+
+
+def test_only_data_runs_between_slices():
+    for sizes in ((2, 4, 2, 2), (4, 8, 1, 1), (2, 1, 1, 16), (32, 1, 1, 1)):
+        laid = arrange(sizes, slices(2)[::-1])
+        assert laid.shape == sizes and len(set(laid.flat)) == 32
+        for i, within in enumerate(laid):
+            assert {d.slice_index for d in within.flat} == {i * 2 // sizes[0]}
+
+
+def test_data_that_slices_do_not_divide_gets_a_sentence():
+    with pytest.raises(UserError, match='data=3 does not split over 2 slices'):
+        arrange((3, 1, 1, 1), [d for d in slices(2) if d.id % 16 < 2][:3])
+    with pytest.raises(UserError, match='data=1 does not split over 2 slices'):
+        arrange((1, 32, 1, 1), slices(2))
+
+
+def test_one_slice_may_be_cut_across_its_physical_axes():
+    assert arrange((1, 8, 1, 2), slices(1)).shape == (1, 8, 1, 2)
+
+
+def test_the_last_axes_stay_within_a_host_of_gpus():
+    gpus = [Fake(i, i // 8, i // 8, platform='gpu', device_kind='NVIDIA H100') for i in range(32)]
+    laid = arrange((2, 2, 1, 8), gpus[::-1])
+    for host in laid.reshape(4, 8):
+        assert len({d.process_index for d in host}) == 1
+
+
+def fake_mesh(sizes, each):
+    cpus = [Fake(i, i // each, platform='cpu') for i in range(int(np.prod(sizes)))]
+    return jax.sharding.Mesh(arrange(sizes, cpus), AXES)
+
+
+def test_hosts_share_the_rows_and_those_on_one_model_have_the_same():
+    apart = fake_mesh((2, 2, 1, 2), each=4)
+    assert [share(apart, p)[:2] for p in (0, 1)] == [(0, 2), (1, 2)]
+    assert share(apart, 0).holders == (0, 1)
+    together = fake_mesh((2, 1, 1, 4), each=2)
+    assert [share(together, p)[:2] for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert share(together, 3).holders == (0, 2)
+    with pytest.raises(UserError, match='does not split over hosts'):
+        share(fake_mesh((2, 1, 1, 3), each=2), 0)
 
 
 def test_the_mesh_config_is_what_the_axes_are():

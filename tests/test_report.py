@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from mtpt import charts, report, scores
+from mtpt import report
 from mtpt.config import UserError
+from mtpt.report import charts, scores
 
 NASTY = '<script>alert("x")</script>'
 
@@ -262,6 +263,20 @@ def test_the_newest_evaluation_is_shown_and_the_older_ones_make_its_course(tmp_p
     (chart,) = found['course']
     assert len(chart['lines'][0]['dots']) == 2
     assert 'The course of exams' in page_of(tmp_path).text
+
+
+def test_scores_on_other_numbers_of_examples_are_not_put_into_one_course(tmp_path):
+    run_folder(tmp_path)
+    for i, examples in enumerate((100, 100, 64, 100), start=1):
+        told = row(value=i / 10, examples=examples, cut=examples < 100)
+        evaluation(tmp_path, [told], step=i, name=str(i))
+    (group,) = scores.grouped(report.read(tmp_path).evaluations)
+    found = scores.scored(group)
+    assert len(found['course'][0]['lines'][0]['dots']) == 3 and found['unlike'] == 1
+    page = report.page(report.read(tmp_path))
+    assert '1 evaluation on other numbers of examples is left out' in page
+    evaluation(tmp_path, [row(examples=64, cut=True)], step=5, name='5')
+    assert 'cut for want of time, 64 examples' in report.page(report.read(tmp_path))
 
 
 def test_new_tasks_come_before_new_wordings_and_trained_tasks(tmp_path):

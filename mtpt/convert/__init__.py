@@ -16,16 +16,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mtpt import leaves as leafwise
 from mtpt import record
 from mtpt.checkpoint import Checkpoints, plain
+from mtpt.checkpoint import leaves as leafwise
+from mtpt.checkpoint.leaves import Leaf
 from mtpt.config import UserError, choose
 from mtpt.convert import hugging_face, t5x, tokenizers
 from mtpt.convert.names import from_hugging_face
 from mtpt.data import manifest as manifests
 from mtpt.data.config import DataConfig
 from mtpt.files import write, write_folder
-from mtpt.leaves import Leaf
 from mtpt.mesh import make_mesh
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.settings import Run

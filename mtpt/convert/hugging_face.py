@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mtpt.checkpoint.leaves import Leaf, Stored
 from mtpt.config import UserError, choose
 from mtpt.config import read as read_config
 from mtpt.convert import names, safetensors
 from mtpt.convert.tokenizers import json_of, write_tokenizer
-from mtpt.leaves import Leaf, Stored
 from mtpt.model.blocks import kinds
 from mtpt.model.config import SIZES, AttentionConfig, ModelConfig, resolve
 from mtpt.vocabulary import Vocabulary

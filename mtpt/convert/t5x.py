@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
+from mtpt.checkpoint.leaves import Leaf
 from mtpt.config import UserError
 from mtpt.convert import names
 from mtpt.convert.hugging_face import sized
 from mtpt.convert.safetensors import compare
-from mtpt.leaves import Leaf
 from mtpt.model.config import ModelConfig
 
 FILE = 'checkpoint'

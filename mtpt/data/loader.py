@@ -45,7 +45,8 @@ class Loader:
     counter), aside [R, any, 2] (the same, of tasks that another stage draws), broken [M + 1], and
     rates [M + 1], zeros unless `set_rates` was used.
 
-    `problems` lists the tasks left out, as (name, reason).
+    `problems` lists the tasks left out, as (name, reason). `laid` holds the examples of each row of
+    the last batch, part after part where gradients are accumulated.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Loader:
         self._broken = np.zeros(M + 1, np.int64)
         self._asked = np.zeros(M + 1)
         self._waiting: dict[int, list[Example]] = {g: [] for g in self.groups}
+        self.laid: list[list[Example]] = []
         self._width, self._aside = cfg.lookahead, np.zeros((R, 0, 2), np.int64)
         if position is not None:
             self._restore(position)
@@ -97,6 +99,7 @@ class Loader:
             np.add.at(self._tokens[g], [e.task for e in laid], sizes)
         A, b = self.cfg.accumulation, shape.B // self.cfg.accumulation
         ordered = [rows[g][a * b + i] for a in range(A) for g in self.groups for i in range(b)]
+        self.laid = ordered
         batch = assemble(ordered, shape)
         if A > 1:
             batch = {key: x.reshape(A, -1, x.shape[-1]) for key, x in batch.items()}
@@ -120,6 +123,12 @@ class Loader:
             aside=self._aside,
         )
         return {key: x.copy() for key, x in state.items()} | self.source.state()
+
+    @property
+    def reading(self) -> str:
+        """The task that is being read at this moment, '' for none."""
+        task = getattr(self.source, 'reading', 0)
+        return self.manifest.names[task] if task else ''
 
     @property
     def rates(self) -> np.ndarray:

@@ -91,7 +91,8 @@ class TaskEntry:
 @dataclasses.dataclass(frozen=True)
 class ExamSet:
     """The questions of one task under one prompt; each example is a dict with `inputs`, `choices`,
-    `answer`, `references` and `choice_texts`."""
+    `answer`, `references` and `choice_texts`. `total` counts them with those left unread (0: all
+    are here)."""
 
     name: str
     task: str
@@ -101,6 +102,7 @@ class ExamSet:
     metrics: tuple[str, ...]
     kind: str
     examples: tuple[dict[str, Any], ...]
+    total: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,16 +337,16 @@ class Manifest:
         shared = {
             f.name: getattr(entry, f.name)
             for f in dataclasses.fields(ExamSet)
-            if f.name != 'examples'
+            if f.name not in ('examples', 'total')
         }
-        return ExamSet(examples=examples, **shared)
+        return ExamSet(examples=examples, total=len(lines), **shared)
 
 
 def write(manifest: Manifest) -> None:
     """Writes `manifest.json` in one move: a reader sees the old one or the new."""
     tree = dataclasses.asdict(manifest)
     del tree['folder'], tree['also']
-    content = json.dumps({'format': FORMAT, **tree}, indent=1).encode()
+    content = json.dumps({'format': FORMAT, 'seal': _seal(tree), **tree}, indent=1).encode()
     Folder(manifest.folder).write(FILE, content)
 
 
@@ -369,6 +371,7 @@ def read(folder: str | os.PathLike) -> Manifest:
             f'{place} is not of format {FORMAT}; delete its folder or choose another data.cache, '
             'and build the cache again'
         )
+    seal, now = tree.pop('seal', None), _seal(tree)
     try:
         tasks = tuple(_task(t) for t in tree.pop('tasks'))
         exams = tuple(
@@ -384,6 +387,8 @@ def read(folder: str | os.PathLike) -> Manifest:
         _checked(found).vocabulary['fingerprint']
         for rates in found.mixtures.values():
             sum(rates.values())
+        if seal not in (None, now):  # None: of mtpt before there were seals
+            raise ValueError('it is not as it was written')
         return found
     except _WRONG as error:
         what = f'{type(error).__name__}: {error}'
@@ -404,6 +409,11 @@ def read_done(files: Folder, path: str) -> dict[str, Split]:
             f'{files.shown(name)} is broken ({type(error).__name__}: {error}); delete its folder '
             'and build the cache again'
         ) from error
+
+
+def _seal(tree: Mapping[str, Any]) -> str:
+    """What a manifest says of its own content: a value that was altered may pass for another."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 _MEND = 'restore it, or delete it and build the cache again'

@@ -277,6 +277,7 @@ class Cached:
         self.names = manifest.names
         self.sizes = np.zeros(len(self.names), np.int64)
         self.broken: dict[int, str] = {}
+        self.reading = 0  # the id of the task that is being read, for whoever watches
         drawable = manifest.drawable
         for entry in manifest.tasks:
             wanted = drawable[entry.id] if split == 'train' else entry.rate > 0
@@ -323,6 +324,13 @@ class Cached:
         read = {g: self.fetch(pairs[:, 0], pairs[:, 1]) for g, pairs in known.items()}
         return {g: [e for e in examples if e.inputs is not None] for g, examples in read.items()}
 
+    def number(self, task: int, counter: int) -> tuple[int, int]:
+        """The epoch of number `counter` of a task's endless order, and its number in the shards."""
+        epoch, place = divmod(counter, int(self.sizes[task]))
+        order_1 = draws.bits(self.seed, draws.ORDER, np.array([task]), np.array([epoch]))
+        found_1 = draws.permute(np.array([place]), self.sizes[[task]], order_1)
+        return epoch, int(found_1[0])
+
     def fetch(self, task_K: np.ndarray, counter_K: np.ndarray) -> list[Example]:
         """Reads number `counter` of each task's endless order."""
         size_K = self.sizes[task_K]
@@ -342,18 +350,21 @@ class Cached:
         try:
             # Task by task, so that of thousands each is fetched into the CPU's cache once.
             for place in np.lexsort((example_K, task_K)).tolist():
-                task = tasks[place]
+                task = self.reading = tasks[place]
                 reader = self.readers[task]
                 if isinstance(reader, Text):
                     texts.setdefault(task, []).append(place)
                 else:
                     pairs[place] = reader.pair(examples[place], keys[place])
             for task, places in texts.items():
+                self.reading = task
                 found = self.readers[task].pairs([examples[i] for i in places], key_K[places])
                 for place, pair in zip(places, found):
                     pairs[place] = pair
         except UserError as error:
             raise UserError(f'task {self.names[task]!r}: {error}') from error
+        finally:
+            self.reading = 0
         return [
             self._fitting(Example(task, counter, *pair))
             for task, counter, pair in zip(tasks, counter_K.tolist(), pairs)

@@ -42,6 +42,7 @@ class Streamed:
         self.taken = np.zeros(len(self.names), np.int64)
         self._dropped = np.zeros(len(self.names), np.int64)
         self.broken: dict[int, str] = {}
+        self.reading = 0  # the id of the task that is being read, for whoever watches
         self._open: dict[int, Pairs] = {}
         for entry in manifest.tasks:
             if manifest.drawable[entry.id]:
@@ -51,6 +52,10 @@ class Streamed:
     def block(self, group: int, task_K: np.ndarray, counts: np.ndarray) -> Iterator[Example]:
         """Gives the next example of each task as it is asked for."""
         return map(self._take, task_K.tolist())
+
+    def number(self, task: int, counter: int) -> tuple[int, int]:
+        """0, as a stream knows no epochs, and the number of an example in the task's stream."""
+        return 0, counter * self.hosts + self.host
 
     def state(self) -> Position:
         return {'hosts': np.int64(self.hosts)}
@@ -107,6 +112,7 @@ class Streamed:
 
     def _take(self, task: int) -> Example:
         name = self.names[task]
+        self.reading = task
         try:
             pair = next(self._iterator(task), None)
             if pair is None:
@@ -119,6 +125,8 @@ class Streamed:
                 raise self._told(task, error) from error
             self.broken[task] = _reason(error)
             raise Broken(task, self.broken[task]) from error
+        finally:
+            self.reading = 0
         counter = int(self.taken[task])
         self.taken[task] += 1
         symbols = self.manifest.symbols

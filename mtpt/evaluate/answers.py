@@ -46,8 +46,24 @@ class Answers:
         return cls(exam, examples, said, anyway, None, offered, scores, picked, empty_picked)
 
 
-def rows(answers: Answers, cfg: Any) -> list[Row]:
-    """A row for each metric of an exam; JSON-ready. Shares list the most frequent answers."""
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers to consecutive parts of an exam, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {}
+    for field in dataclasses.fields(Answers):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name not in ('exam', 'method'):
+            whole = all(value is not None for value in values)
+            columns[field.name] = [x for value in values for x in value] if whole else None
+    return dataclasses.replace(parts[0], **columns)
+
+
+def rows(answers: Answers, cfg: Any, cut: bool = False) -> list[Row]:
+    """A row for each metric of an exam; JSON-ready. Shares list the most frequent answers.
+
+    cut: whether time was too short for all examples that were to be judged.
+    """
     exam, count = answers.exam, len(answers.examples)
     wanted = [references(example) for example in answers.examples]
     right = [texts[0] for texts in wanted]
@@ -70,6 +86,8 @@ def rows(answers: Answers, cfg: Any) -> list[Row]:
             majority=metric.reduce(metric.measure([common] * count, wanted).sum(0), count),
             empty=None if empty is None else metric.reduce(empty.sum(0), count),
             examples=count,
+            of=max(getattr(exam, 'total', 0), len(exam.examples)),
+            cut=cut,
             choices=float(np.mean([len(e['choices'] or ()) for e in answers.examples])),
             method=answers.method or ('rank classification' if ranked else 'greedy decoding'),
             normalisation=cfg.normalisation if ranked and not answers.method else None,

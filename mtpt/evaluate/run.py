@@ -10,20 +10,24 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mtpt.config import UserError, choose
 from mtpt.evaluate import heads
-from mtpt.evaluate.answers import Answers, Row, records, rows
+from mtpt.evaluate.answers import Answers, Row, joined, records, rows
 from mtpt.evaluate.generate import generate
 from mtpt.evaluate.metrics import METRICS
 from mtpt.evaluate.rank_classification import NORMALISATIONS, distinct, predict, scores
 from mtpt.files import write
 from mtpt.model.task_routing import by_task
+
+FIRST_ROUND = 16  # examples of each exam that are judged before time is looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +35,20 @@ class EvaluateConfig:
     """How exams are taken.
 
     `normalisation` names what rank classification compares (`NORMALISATIONS`). `max_examples`
-    takes the first so many of every exam, `budget` shares out so many over all exams evenly; 0 is
-    no limit. `max_target_length` bounds generated answers in tokens; choices are always scored
-    whole. `batch_tokens` bounds the positions of a batch on one device; scores do not depend on
-    it. `bootstrap` is the number of resamples, seeded by `seed`. `empty_input` adds the score on
-    an empty input, which 'pmi' always needs. `heads` lets a head answer what it can say.
+    takes the first so many of every exam, `budget` shares out so many over all exams evenly, and
+    `seconds` is time for all exams together, after which they are cut to as many first examples as
+    were judged of each, and their rows say so; 0 is no limit. `max_target_length` bounds generated
+    answers in tokens; choices are always scored whole. `batch_tokens` bounds the positions of a
+    batch on one device; scores do not depend on it. `bootstrap` is the number of resamples, seeded
+    by `seed`. `empty_input` adds the score on an empty input, which 'pmi' always needs. `heads`
+    lets a head answer what it can say.
     """
 
     normalisation: str = 'sum'
     batch_tokens: int = 16384
     max_examples: int = 0
     budget: int = 0
+    seconds: float = 0.0
     max_target_length: int = 64
     bootstrap: int = 1000
     seed: int = 0
@@ -51,7 +58,13 @@ class EvaluateConfig:
     def __post_init__(self):
         choose('normalisation', self.normalisation, NORMALISATIONS)
         for name, least in dict(
-            batch_tokens=1, max_examples=0, budget=0, max_target_length=1, bootstrap=1, seed=0
+            batch_tokens=1,
+            max_examples=0,
+            budget=0,
+            seconds=0,
+            max_target_length=1,
+            bootstrap=1,
+            seed=0,
         ).items():
             if getattr(self, name) < least:
                 raise UserError(f'evaluate.{name}={getattr(self, name)} must be at least {least}')
@@ -71,8 +84,9 @@ def evaluate(
 
     Exams whose examples have choices are ranked, the others answered by greedy decoding; those of
     which a head of the model knows the answers as its labels, by that head. Runs
-    under the mesh that is set, or the one that the parameters lie on; every process must call it
-    with the same exams, and gets all rows.
+    under the mesh that is set, or the one that the parameters lie on. Of several processes every
+    one must call it with the same exams: its devices compute their share of the rows of each batch,
+    and it gets all rows.
 
     Args:
       model_cfg: a resolved `ModelConfig`.
@@ -103,31 +117,70 @@ def evaluate(
         heads.answering(model_cfg, exam, examples) if asked else None
         for exam, examples in zip(exams, taken)
     ]
+    count = _Counter(progress, taken)
+    known = dict(task_ids or {}) if by_task(model_cfg) else {}
+    ids = [known.get(exam.name, 0) for exam in exams]
+    parts: list[list[Answers]] = [[] for _ in exams]
+    for first, last in rounds(sizes, cfg.seconds):
+        due = [i for i, size in enumerate(sizes) if size > first]
+        some = [taken[i][first:last] for i in due]
+        told = [[values[i] for i in due] for values in (exams, ids, answering)]
+        for i, one in zip(due, _answers(model_cfg, params, *told, some, vocabulary, cfg, count)):
+            parts[i].append(one)
+    given = [joined(part) for part in parts]
+    if predictions is not None and jax.process_index() == 0:
+        lines = [json.dumps(record) + '\n' for one in given for record in records(one, vocabulary)]
+        write(predictions, ''.join(lines))
+    cut = [len(one.examples) < size for one, size in zip(given, sizes)]
+    return [row for one, short in zip(given, cut) for row in rows(one, cfg, short)]
+
+
+def rounds(
+    sizes: Sequence[int], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[tuple[int, int]]:
+    """Which examples of each exam are judged next, from and up to, for as long as there is time.
+
+    Without a limit all at once. Else a few first and then as many as what was done says there is
+    time for, up to twice as many as before; how long they took is asked between rounds of the
+    first process alone, so that all processes cut alike.
+    """
+    longest = max(sizes)
+    if not seconds:
+        yield 0, longest
+        return
+    begun, done, step = clock(), 0, min(FIRST_ROUND, longest)
+    while step and done < longest:
+        before = clock()
+        yield done, done + step
+        asked = sum(min(size, done + step) - min(size, done) for size in sizes)
+        done += step
+        left, rate = seconds - (clock() - begun), asked / max(clock() - before, 1e-9)
+        next_ones = sum(size > done for size in sizes)
+        step = int(min(2 * step, longest - done, max(left * rate, 0) / max(next_ones, 1)))
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+
+
+def _answers(
+    model_cfg, params, exams, ids, answering, taken, vocabulary, cfg, count
+) -> list[Answers]:
+    """The answers to some examples of each exam, all that can be asked together at once."""
     headed = [i for i, head in enumerate(answering) if head]
     ranked = [i for i, examples in enumerate(taken) if examples[0]['choices'] is not None]
     ranked = [i for i in ranked if not answering[i]]
     generated = [i for i in range(len(exams)) if i not in {*ranked, *headed}]
-    count = _Counter(progress, taken)
-    known = dict(task_ids or {}) if by_task(model_cfg) else {}
     answers: dict[int, Answers] = {}
     for indices, answer in ((ranked, _rank), (generated, _generate)):
-        pairs = [(exams[i], taken[i]) for i in indices]
-        ids = [known.get(exam.name, 0) for exam, _ in pairs]
-        answers |= zip(indices, answer(model_cfg, params, pairs, ids, vocabulary, cfg, count))
+        pairs, of = [(exams[i], taken[i]) for i in indices], [ids[i] for i in indices]
+        answers |= zip(indices, answer(model_cfg, params, pairs, of, vocabulary, cfg, count))
     if headed:
         by_heads = [(exams[i], taken[i], answering[i]) for i in headed]
-        ids = [known.get(exams[i].name, 0) for i in headed]
         empties = [empty_input(taken[i], vocabulary) for i in headed] if cfg.empty_input else []
-        found = heads.answer(
-            model_cfg, params, by_heads, ids, empties, vocabulary, cfg.batch_tokens
-        )
+        of = [ids[i] for i in headed]
+        found = heads.answer(model_cfg, params, by_heads, of, empties, vocabulary, cfg.batch_tokens)
         count(sum(len(distinct(e['choices'] or [()])) for i in headed for e in taken[i]))
         answers |= zip(headed, found)
-    given = [answers[i] for i in range(len(exams))]
-    if predictions is not None and jax.process_index() == 0:
-        lines = [json.dumps(record) + '\n' for one in given for record in records(one, vocabulary)]
-        write(predictions, ''.join(lines))
-    return [row for one in given for row in rows(one, cfg)]
+    return [answers[i] for i in range(len(exams))]
 
 
 def _check(exam):

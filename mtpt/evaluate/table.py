@@ -53,13 +53,14 @@ def _task(group):
         max=max(values),
         **_means(group, 'low', 'high', 'chance', 'majority', 'empty'),
         examples=max(row['examples'] for row in group),
+        cut=any(row.get('cut') for row in group),
     )
 
 
 def _macro(key, tasks):
     over, name, metric = key
     pairs = {f'{t["task"]} {t["kind"]}': [(t['value'], t['chance'])] for t in tasks}
-    result = across_seeds({0: pairs})
+    result = across_seeds({0: pairs}) | dict(cut=any(task['cut'] for task in tasks))
     del result['seeds']
     if len(tasks) == 1:  # of one task there is nothing to draw but its examples
         low, high, chance = (tasks[0][bound] for bound in ('low', 'high', 'chance'))
@@ -106,6 +107,8 @@ def markdown(rows: Sequence[Row], prompts: bool = True) -> str:
 def _caption(rows):
     rules = sorted({row['normalisation'] for row in rows if row['normalisation']})
     ranked = f'Choices ranked by log-likelihood ({", ".join(rules)}). ' if rules else ''
+    if any(row.get('cut') for row in rows):
+        ranked = f'* Time was up before all examples were judged. {ranked}'
     return f'{ranked}Intervals: over examples in a prompt, over tasks in an average.'
 
 
@@ -137,7 +140,7 @@ def _lines(rows, prompts):
 def _cells(row, task, prompt, said):
     interval = f'[{_number(row["low"])}, {_number(row["high"])}]'
     numbers = [_number(row[name]) for name in ('chance', 'majority', 'empty')]
-    examples = str(row.get('examples', ''))
+    examples = str(row.get('examples', '')) + ('*' if row.get('cut') else '')
     return [
         *(task, prompt, row['metric'], _number(row['value']), interval),
         *(*numbers, examples, said),

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mtpt.config import UserError
 from mtpt.mesh import act, axis_size, einsum
@@ -47,26 +48,33 @@ class Attention(nnx.Module):
         H = 'H' if self.k.shape[1] == self.cfg.H else 'J'
         k_BSJK = einsum(f'BSD,D{H}K->BS{H}K', y_BSD, self.k)
         v_BSJK = einsum(f'BSD,D{H}K->BS{H}K', y_BSD, self.v)
-        return k_BSJK if positions is None else rotate(k_BSJK, positions), v_BSJK
+        k_BSJK = k_BSJK if positions is None else rotate(k_BSJK, positions)
+        return checkpoint_name(k_BSJK, 'keys'), checkpoint_name(v_BSJK, 'values')
 
     def __call__(
-        self, x_BTD, keys_values, bias_1HTS, mask_B1TS, positions=None, key=None, real_BT=None
-    ) -> tuple[jax.Array, Aux]:
-        """What each position gathers, and figures about those that `real_BT` says."""
+        self, x_BTD, keys_values, bias_1HTS, mask_B1TS, positions=None, key=None, real_BT=None,
+        split=None,
+    ) -> tuple[jax.Array, Aux]:  # fmt: skip
+        """What each position gathers, and figures about those that `real_BT` says.
+
+        split: how what it gives is split; by rows only, unless it says.
+        """
         q_BTHK = einsum('BTD,DHK->BTHK', x_BTD, self.q)
+        q_BTHK = checkpoint_name(q_BTHK, 'queries')
         turned_BTHK = q_BTHK if positions is None else rotate(q_BTHK, positions)
         # One position at a time, as in decoding, is nothing that a fused kernel is made for.
         if self.cfg.kernel == 'cudnn' and x_BTD.shape[1] > 1:
             y_BTHK = _fused(turned_BTHK, *keys_values, bias_1HTS, mask_B1TS)
         else:
             y_BTHK = _attend(turned_BTHK, *keys_values, bias_1HTS, mask_B1TS, self.cfg.dropout, key)
+        y_BTHK = checkpoint_name(y_BTHK, 'attended')
         aux = {}
         if self.own.routed_heads:
             gates_BTH, probs_BTQ, chosen_BTQ = self.gates(x_BTD, q_BTHK)
             y_BTHK = y_BTHK * jax.reshard(gates_BTH, act('BTH'))[..., None].astype(y_BTHK.dtype)
             if real_BT is not None:
                 aux = report(probs_BTQ, chosen_BTQ, real_BT, self.own.head_balance)
-        return einsum('BTHK,HKD->BTD', y_BTHK, self.o), aux
+        return einsum('BTHK,HKD->BTD', y_BTHK, self.o, split), aux
 
 
 def check_kernel(cfg: ModelConfig, platform: str, lengths: Mapping[str, int]) -> None:

@@ -7,19 +7,22 @@ B row  T position  S encoder position  D model width  H heads  N layers of a sta
 R repeats of the pattern  M tasks  E experts
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mtpt.mesh import act
+from mtpt.model import probe
 from mtpt.model.attention import Attention, KeysValues
 from mtpt.model.config import ModelConfig
-from mtpt.model.layers import Aux, Mlp, RMSNorm, dropout, stack
+from mtpt.model.layers import Aux, Mlp, RMSNorm, dropout, split_of, stack, whole
 from mtpt.model.moe import Moe
-from mtpt.model.parts import REMAT, sparse_layers
+from mtpt.model.parts import sparse_layers
 from mtpt.model.positions import bias_table, causal, relative_bias, same_segment
+from mtpt.model.remat import LAYER, remat
 from mtpt.model.routing import Routing
 
 
@@ -72,7 +75,10 @@ class Shared(NamedTuple):
 
 
 class Block(nnx.Module):
-    """A layer: self-attention, cross-attention in the decoder, the MLP; each normed and added."""
+    """A layer: self-attention, cross-attention in the decoder, the MLP; each normed and added.
+
+    Its states may come split by position, and go so; the parts see whole rows.
+    """
 
     def __init__(
         self, cfg: ModelConfig, rngs: nnx.Rngs, cross: bool, kind: Kind, alone: bool = False
@@ -94,31 +100,38 @@ class Block(nnx.Module):
         self, x_BTD, view: View, memory: Memory | None, shared: Shared, key=None
     ) -> tuple[jax.Array, Shared, Aux]:
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
-        h_BTD = self.attention_norm(x_BTD)
+        split = split_of(x_BTD)
+        h_BTD = whole(self.attention_norm(x_BTD))
         if self.kind.keys:
             shared = shared._replace(own=self.attention.keys_values(h_BTD, view.positions))
         real_BT = view.routing.real_BT
         h_BTD, aux = self.attention(
-            h_BTD, shared.own, view.bias_1HTT, view.mask_B1TT, view.positions, keys[0], real_BT
-        )
+            h_BTD, shared.own, view.bias_1HTT, view.mask_B1TT, view.positions, keys[0], real_BT,
+            split,
+        )  # fmt: skip
         x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[1])
+        aux = aux | probe.finite(attention=x_BTD)
         if memory is not None:
             if self.kind.cross_keys:
-                shared = shared._replace(cross=self.cross.keys_values(memory.x_BSD))
+                shared = shared._replace(cross=self.cross.keys_values(whole(memory.x_BSD)))
             h_BTD, more = self.cross(
-                self.cross_norm(x_BTD), shared.cross, None, memory.mask_B1TS, None, keys[2], real_BT
-            )
-            aux = _joined(aux, more)
+                whole(self.cross_norm(x_BTD)), shared.cross, None, memory.mask_B1TS, None, keys[2],
+                real_BT, split,
+            )  # fmt: skip
             x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[3])
-        h_BTD, more = self.hidden(self.mlp_norm(x_BTD), view.routing, keys[4])
+            aux = _joined(aux, more) | probe.finite(cross=x_BTD)
+        h_BTD, more = self.hidden(whole(self.mlp_norm(x_BTD)), view.routing, keys[4], split)
         x_BTD = x_BTD + dropout(h_BTD, 'BTD', self.rate, keys[5])
-        return x_BTD, shared, _joined(aux, more)
+        return x_BTD, shared, _joined(aux, more) | probe.finite(hidden=x_BTD)
 
-    def hidden(self, h_BTD, routing: Routing, key, decoding=False) -> tuple[jax.Array, Aux]:
+    def hidden(
+        self, h_BTD, routing: Routing, key, split=None, decoding=False
+    ) -> tuple[jax.Array, Aux]:
         """The MLP, or the experts in its place."""
         if self.kind.sparse:
-            return self.moe(h_BTD, routing, key, decoding)
-        return self.mlp(h_BTD, key), {}
+            y_BTD, aux = self.moe(h_BTD, routing, key, decoding)
+            return (y_BTD if split is None else jax.reshard(y_BTD, split)), aux
+        return self.mlp(h_BTD, key, split), {}
 
     def step(self, x_B1D, view: View, own, place, cross, cross_mask_B11S):
         """One position, given the keys and values of those before it and of the encoder.
@@ -211,7 +224,7 @@ class Stack(nnx.Module):
     def __call__(
         self, x_BTD, view: View, memory: Memory | None = None, key=None, all_layers: bool = False
     ) -> tuple[jax.Array, Aux]:
-        """The normed states, and what the layers report: a leading axis N of those that do.
+        """The normed states, split as they come, and what the layers report: a leading axis N.
 
         With `all_layers` the report holds 'states' [N, B, T, D], what each layer gives.
         """
@@ -221,6 +234,7 @@ class Stack(nnx.Module):
 
         def body(x_BTD, blocks_and_keys):
             blocks, keys = blocks_and_keys
+            x_BTD = checkpoint_name(x_BTD, LAYER)
             shared, reports = Shared(), []
             for j, block in enumerate(blocks):
                 own_key = None if keys is None else keys[j]
@@ -229,6 +243,7 @@ class Stack(nnx.Module):
             return x_BTD, reports
 
         body = remat(body, self.cfg.remat)
+        seen = probe.finite(embedding=x_BTD)
         x_BTD = dropout(x_BTD, 'BTD', rate, first)
         if self.cfg.scan:
             x_BTD, reports = jax.lax.scan(body, x_BTD, (self.blocks, keys))
@@ -239,7 +254,9 @@ class Stack(nnx.Module):
                 x_BTD, report = body(x_BTD, one)
                 reports.append(report)
             reports = jax.tree.map(lambda *x: jnp.stack(x), *reports)
-        return dropout(self.norm(x_BTD), 'BTD', rate, last), interleaved(reports)
+        x_BTD = self.norm(x_BTD)
+        seen = seen | probe.finite(norm=x_BTD)
+        return dropout(x_BTD, 'BTD', rate, last), interleaved(reports) | seen
 
     def cross_keys(self, x_BSD: jax.Array) -> list[KeysValues | None]:
         """The encoder's keys and values [R, B, S, J, K], for the blocks that make their own."""
@@ -285,21 +302,3 @@ def interleaved(reports: list[Aux]) -> Aux:
     names = dict.fromkeys(name for report in reports for name in report)
     columns = {name: [r[name] for r in reports if name in r] for name in names}
     return {name: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]) for name, x in columns.items()}
-
-
-def remat(body: Any, policy: str) -> Any:
-    """Wraps the body of a scan so that its backward pass keeps what the policy says.
-
-    cuDNN's attention is no product to JAX; the policies that keep products keep it too.
-    """
-    if REMAT[policy] is None:
-        return body
-    policies = jax.checkpoint_policies
-    saved = getattr(policies, REMAT[policy])
-    if policy.startswith('dots'):
-        saved = policies.save_from_both_policies(saved, _is_fused_attention)
-    return jax.checkpoint(body, policy=saved, prevent_cse=False)
-
-
-def _is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name.startswith('dot_product_attention_fwd')

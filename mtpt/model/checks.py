@@ -51,7 +51,7 @@ def check(cfg: Any) -> None:
     if cfg.dtype == 'float16':
         raise UserError("model.dtype='float16' overflows in T5; use 'bfloat16' or 'float32'")
     choose('compute dtype', cfg.dtype, dict.fromkeys(DTYPES))
-    choose('remat policy', cfg.remat, REMAT)
+    choose('remat policy', cfg.remat, dict.fromkeys(REMAT))
     choose('model kind', cfg.kind, dict.fromkeys(KINDS))
     choose('mlp', cfg.mlp, dict.fromkeys(MLPS))
     choose('position scheme', cfg.positions, dict.fromkeys(POSITIONS))

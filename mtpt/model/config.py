@@ -27,6 +27,9 @@ class ModelConfig:
     heads: what else than text the encoder is to give.
     mlp: the hidden layer's activation (`layers.MLPS`).
     positions: 'relative' (T5's learnt bias), 'rope' (2104.09864) or 'none'.
+    sequence_split: whether states between the parts of layers are split by position over the mesh's
+      `tensor` axis (2205.05198, section 4.2.2), so that a long row takes as much less memory.
+    remat: what layers keep for the backward pass, and where (`remat.POLICIES`).
     kernel: how attention is computed: 'xla', or 'cudnn' (GPU, bfloat16).
     scan: whether the layers of a stack are compiled once and scanned over, or one by one.
     """
@@ -53,6 +56,7 @@ class ModelConfig:
     tied: bool | None = None
     dtype: str = 'float32'
     remat: str = 'full'
+    sequence_split: bool = False
     kernel: str = 'xla'
     scan: bool = True
     heads: tuple[HeadConfig, ...] = ()

@@ -10,7 +10,6 @@ K head width  F hidden width  V vocabulary  E experts
 import contextlib
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,25 +182,3 @@ def cache_bytes(cfg: ModelConfig, B: int, S: int, T: int) -> CacheBytes:
         return CacheBytes(kept(cfg.decoder_attention, S + T, sum(k.keys for k in of)), 0)
     own = kept(cfg.decoder_attention, T, sum(k.keys for k in of))
     return CacheBytes(own, kept(cfg.cross_attention, S, sum(k.cross_keys for k in of)))
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """The bfloat16 peak in FLOP/s of a chip by the name JAX gives it; None where unknown."""
-    known = [name for name in PEAKS if name.lower() in device_kind.lower()]
-    return PEAKS[max(known, key=len)] if known else None
-
-
-# Dense bfloat16 FLOP/s of a device as JAX sees it, from the vendors' data sheets: NVIDIA H100 and
-# H200 (SXM) and A100; Google Cloud's pages of TPU v4, v5e, v5p, v6e.
-PEAKS: dict[str, Any] = {
-    'H200': 989e12,
-    'H100': 989e12,
-    'A100': 312e12,
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5e': 197e12,
-    'TPU v5': 459e12,
-    'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12,
-    'TPU v6e': 918e12,
-}

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mtpt.mesh import act
 from mtpt.model import heads
 from mtpt.model.blocks import Memory, Stack, View, empty_keys
 from mtpt.model.config import ModelConfig
-from mtpt.model.layers import Aux, Logits, lookup, param, tied_logits
+from mtpt.model.layers import Aux, Logits, lookup, param, stream, tied_logits, whole
 from mtpt.model.positions import same_segment
 from mtpt.model.routing import Routing
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks, of_tokens
@@ -103,9 +104,16 @@ class EncoderDecoder(nnx.Module):
     told = heads.told
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return lookup(self.token_embedding, tokens_BT, self.cfg.dtype)
+        """States with all positions of their rows."""
+        return lookup(self.token_embedding, [tokens_BT], self.cfg.dtype, [act('BTD')])[0]
+
+    def embeds(self, *tokens: jax.Array) -> list[jax.Array]:
+        """States of texts, split as layers are to have them."""
+        splits = [stream(self.cfg, ids_BT.shape[1]) for ids_BT in tokens]
+        return lookup(self.token_embedding, tokens, self.cfg.dtype, splits)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = whole(x_BTD)
         if self.cfg.tied:
             return tied_logits(x_BTD, self.token_embedding)
         return self.logits(x_BTD)
@@ -114,7 +122,7 @@ class EncoderDecoder(nnx.Module):
         """The representation of the task of each segment, from the embedded inputs and its id."""
         if not knows_tasks(self.cfg):
             return None
-        return self.tasks(x_BSD, segments_BS, tasks_BG, key)
+        return self.tasks(whole(x_BSD), segments_BS, tasks_BG, key)
 
     def __call__(
         self, batch: Mapping[str, jax.Array], key: jax.Array | None
@@ -122,11 +130,8 @@ class EncoderDecoder(nnx.Module):
         """Logits_BTV, and what the layers of each stack report."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         segments_BS, segments_BT = batch['encoder_segment_ids'], batch['decoder_segment_ids']
-        tasks_BG, S = batch.get('segment_task_ids'), segments_BS.shape[1]
-        # One look-up for both sides: its gradient is as large as the table, and is made once.
-        tokens = [batch['encoder_input_tokens'], batch['decoder_input_tokens']]
-        both = self.embed(jnp.concatenate(tokens, axis=1))
-        x_BSD, y_BTD = both[:, :S], both[:, S:]
+        tasks_BG = batch.get('segment_task_ids')
+        x_BSD, y_BTD = self.embeds(batch['encoder_input_tokens'], batch['decoder_input_tokens'])
         task_BGX = self.represented(x_BSD, segments_BS, tasks_BG, keys[2])
         view = self.encoder.view(segments_BS, of_tokens(segments_BS, tasks_BG, task_BGX))
         deep = heads.needs_layers(self.cfg)

@@ -14,7 +14,7 @@ from mtpt.model import heads
 from mtpt.model.blocks import Stack
 from mtpt.model.config import ModelConfig
 from mtpt.model.encoder_decoder import Encoded, EncoderDecoder
-from mtpt.model.layers import Aux, param
+from mtpt.model.layers import Aux, param, whole
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks
 
 
@@ -30,6 +30,7 @@ class EncoderOnly(nnx.Module):
         self.heads = heads.Heads(cfg, rngs)
 
     embed = EncoderDecoder.embed
+    embeds = EncoderDecoder.embeds
     represented = EncoderDecoder.represented
     look = heads.look
     told = heads.told
@@ -46,7 +47,7 @@ class EncoderOnly(nnx.Module):
     def encode(self, tokens_BS, segments_BS, tasks_BG) -> Encoded:
         """The inputs read, without dropout."""
         layers, _ = self.look(tokens_BS, segments_BS, tasks_BG, None)
-        return Encoded(layers.top_BSD, segments_BS, tasks_BG, None)
+        return Encoded(whole(layers.top_BSD), segments_BS, tasks_BG, None)
 
     def start(self, *_) -> NoReturn:
         raise UserError(

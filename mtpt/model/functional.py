@@ -159,6 +159,8 @@ def averaged(reports: Mapping[str, Aux]) -> Aux:
         for name, x in report.items():
             if name == 'routing':
                 routing[f'routing/{stack}'] = x
+            elif name.startswith('finite/'):
+                routing[f'finite/{stack}/{name.removeprefix("finite/")}'] = x
             elif name == 'segments':
                 routing[name] = x
             else:

@@ -20,7 +20,7 @@ from jax import P
 from mtpt.mesh import BATCH, act, einsum
 from mtpt.model.blocks import Block, Kind, Memory, Shared, View
 from mtpt.model.config import HeadConfig, ModelConfig
-from mtpt.model.layers import Aux, RMSNorm, param
+from mtpt.model.layers import Aux, RMSNorm, param, whole
 from mtpt.model.positions import same_segment
 from mtpt.model.routing import Routing
 from mtpt.model.task_routing import of_tokens
@@ -35,7 +35,7 @@ class Layers(NamedTuple):
     states_NBSD: jax.Array | None
 
     def at(self, depth: int) -> jax.Array:
-        return self.states_NBSD[depth - 1] if depth else self.top_BSD
+        return whole(self.states_NBSD[depth - 1] if depth else self.top_BSD)
 
 
 class Judged(NamedTuple):
@@ -377,7 +377,7 @@ def look(
     model: Any, tokens_BS, segments_BS, tasks_BG, key, alone: bool | None = None
 ) -> tuple[Layers, Aux]:
     """Reads a text with a model's encoder, for heads."""
-    x_BSD = model.embed(tokens_BS)
+    [x_BSD] = model.embeds(tokens_BS)
     keys = [None] * 2 if key is None else jax.random.split(key)
     task_BGX = model.represented(x_BSD, segments_BS, tasks_BG, keys[1])
     routing = of_tokens(segments_BS, tasks_BG, task_BGX, alone)

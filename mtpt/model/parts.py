@@ -192,19 +192,19 @@ NEGATIVES = ('batch', 'task')
 MLPS = ('relu', 'gelu', 'reglu', 'geglu', 'swiglu')
 POSITIONS = ('relative', 'rope', 'none')
 KERNELS = ('xla', 'cudnn')
+REMAT = (  # `remat.POLICIES`
+    'none',
+    'dots',
+    'dots_with_no_batch_dims',
+    'attention',
+    'full',
+    'offload_dots',
+    'offload_layers',
+)
 HEAD_ROUTERS = ('learnt', 'query')
 ROUTERS = ('top_k', 'expert_choice', 'task_aware', 'task', 'enforced')
 MOE_CHOICES = dict(
     dispatch=('capacity', 'dropless'),
     task_from=('id', 'prompt', 'both'),
     task_choice=('soft', 'gumbel', 'hard'),
-)
-
-# What a layer keeps for its backward pass, from all to nothing (`jax.checkpoint_policies`). On a
-# CPU 'full' is also the fastest: to compute again costs less than to store and fetch.
-REMAT = dict(
-    none=None,
-    dots='dots_saveable',
-    dots_with_no_batch_dims='dots_with_no_batch_dims_saveable',
-    full='nothing_saveable',
 )

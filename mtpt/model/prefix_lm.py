@@ -22,7 +22,7 @@ from mtpt.mesh import act, einsum
 from mtpt.model.blocks import Stack, View, empty_keys
 from mtpt.model.config import ModelConfig
 from mtpt.model.encoder_decoder import Cache, EncoderDecoder
-from mtpt.model.layers import Aux, Logits, param
+from mtpt.model.layers import Aux, Logits, param, whole
 from mtpt.model.positions import bucket, causal, relative_bias, same_segment
 from mtpt.model.task_routing import TaskRepresentation, knows_tasks, of_tokens
 
@@ -53,6 +53,7 @@ class PrefixLM(nnx.Module):
             self.tasks = TaskRepresentation(cfg, rngs)
 
     embed = EncoderDecoder.embed
+    embeds = EncoderDecoder.embeds
     head = EncoderDecoder.head
     represented = EncoderDecoder.represented
 
@@ -64,8 +65,8 @@ class PrefixLM(nnx.Module):
         segments_BS, segments_BT = batch['encoder_segment_ids'], batch['decoder_segment_ids']
         tasks_BG, S = batch.get('segment_task_ids'), segments_BS.shape[1]
         tokens = [batch['encoder_input_tokens'], batch['decoder_input_tokens']]
-        x_BLD = self.embed(jnp.concatenate(tokens, axis=1))
-        task_BGX = self.represented(x_BLD[:, :S], segments_BS, tasks_BG, keys[1])
+        [x_BLD] = self.embeds(jnp.concatenate(tokens, axis=1))
+        task_BGX = self.represented(whole(x_BLD)[:, :S], segments_BS, tasks_BG, keys[1])
         segments_BL = jnp.concatenate([segments_BS, segments_BT], axis=1)
         after_BT = follows(segments_BT, segments_BS)
         view = View(
@@ -75,7 +76,7 @@ class PrefixLM(nnx.Module):
             of_tokens(segments_BL, tasks_BG, task_BGX),
         )
         x_BLD, aux = self.decoder(x_BLD, view, key=keys[0])
-        return self.head(x_BLD[:, S:]), dict(decoder=aux)
+        return self.head(whole(x_BLD)[:, S:]), dict(decoder=aux)
 
     def encode(self, tokens_BS, segments_BS, tasks_BG) -> Read:
         """The inputs read, without dropout."""

@@ -1,5 +1,6 @@
 """What goes on beside the device: batches made ahead in a thread, and the wish to stop."""
 
+import contextlib
 import queue
 import signal
 import threading
@@ -7,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from mtpt.config import UserError
+from mtpt.hosts import maintenance, meeting
 
 
 class Prefetch:
@@ -63,54 +64,114 @@ class Prefetch:
         return False
 
 
-class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
+CTRL_C = 'Ctrl-C'
 
-    While the last checkpoint is written one more is let pass, with a word. A checkpoint becomes
-    visible only when whole, so that even stopping at once breaks none.
+
+class _Broken(Exception):
+    """What was going on is left, so that a save can begin."""
+
+
+class Straight:
+    """Draws and places each batch when it is asked for, in the thread that asks."""
+
+    def __init__(self, loader: Iterator[tuple[Any, Any]], place: Callable[[Any], Any]):
+        self._items, self._place = iter(loader), place
+
+    def take(self, given_up: Callable[[], Any] = lambda: False) -> tuple[Any, Any] | None:
+        """As that of `Prefetch`, but that a batch that is being drawn is waited for."""
+        if given_up():
+            return None
+        if (item := next(self._items, None)) is None:
+            raise UserError('the data ended before the run did; repeat it, or lower train.steps')
+        return self._place(item[0]), item[1]
+
+    def close(self) -> None:
+        """Nothing is drawn ahead."""
+
+
+class Signals:
+    """Turns the first Ctrl-C, SIGTERM or notice into a wish to stop; a second Ctrl-C stops at once.
+
+    Several processes stop before the same step, whichever of them was asked. While the last
+    checkpoint is written one more Ctrl-C is let pass, with a word; schedulers repeat SIGTERM, and
+    it stays one wish. A checkpoint becomes visible only when whole, so that even stopping at once
+    breaks none.
+
+    notices: where those of the machine come from (see `maintenance.server`).
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], notices: str = 'off'):
         self.asked: str | None = None
         self.saving = False
         self._say, self._warned, self._before = say, False, {}
+        self._breakable = False
+        self._meeting = meeting.called('stop') if jax.process_count() > 1 else None
+        self._notices, self._end = maintenance.server(notices), lambda: None
 
     def alone(self) -> str | None:
         """Why this process, if it is the only one, should stop waiting for data."""
-        return self.asked if jax.process_count() == 1 else None
+        return None if self._meeting else self.asked
 
-    def agreed(self, step: int, state: Any) -> bool:
-        """Whether to stop before this step; several processes ask each other every eighth step.
-
-        `state` is waited for first, so that the question does not overtake the step that makes it.
-        """
-        if jax.process_count() == 1:
+    def agreed(self, step: int) -> bool:
+        """Whether all processes stop before this step; each asks before every step."""
+        if self._meeting is None:
             return self.asked is not None
-        if step % 8:
-            return False
-        jax.block_until_ready(state)
-        if multihost_utils.process_allgather(np.array(self.asked is not None)).any():
-            self.asked = self.asked or 'another process'
+        if why := self._meeting.reached(step):
+            self.asked = why
+            return True
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.asked = 'a preemption notice'
             return True
         return False
+
+    def ask(self, why: str) -> None:
+        """Asks to stop as soon as the step under way is done; from any thread."""
+        self.asked = self.asked or why
+        if self._meeting:
+            self._meeting.ask(why)
+
+    @contextlib.contextmanager
+    def breakable(self) -> Iterator[None]:
+        """What is inside is left as it is when a process that is alone is asked to stop."""
+        try:
+            try:
+                self._breakable = self._meeting is None
+                yield
+            finally:
+                self._breakable = False
+        except _Broken:
+            pass
 
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._heard)
+        if self._notices:
+            self._end = maintenance.listen(self._notices, self._noticed)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._end()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _noticed(self, what: str) -> None:
+        self._say(f'{what} came: finishing this step and saving')
+        self.ask(what)
+
     def _heard(self, number: int, frame: Any) -> None:
-        name = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'
+        name = CTRL_C if number == signal.SIGINT else 'SIGTERM'
+        if number == signal.SIGTERM and self.asked:
+            return
         if self.saving and not self._warned:
-            self._warned, self.asked = True, self.asked or name
+            self._warned = True
+            self.ask(name)
             self._say('the checkpoint is being written; once more to leave without it')
         elif self.asked or self._warned:
             raise KeyboardInterrupt
         else:
-            self.asked = name
-            self._say('finishing this step and saving; once more to stop at once')
+            self.ask(name)
+            self._say('finishing this step and saving; Ctrl-C once more to stop at once')
+            if self._breakable:
+                self._breakable = False
+                raise _Broken

@@ -16,10 +16,13 @@ from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError
 from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
-from mtpt.mesh import BATCH_DIMS, place
+from mtpt.mesh import BATCH_DIMS, place, share
 from mtpt.model import functional
-from mtpt.train.host import Prefetch, Signals
+from mtpt.statuses import INTERRUPTED, REQUEUE
+from mtpt.train.host import CTRL_C, Prefetch, Signals, Straight
 from mtpt.train.optimizer import Optimizer
+from mtpt.train.saving import Saving
+from mtpt.train.spikes import Rollbacks, SpikesConfig
 from mtpt.train.state import (
     InitFromConfig,
     TrainState,
@@ -28,6 +31,9 @@ from mtpt.train.state import (
     new_state,
 )
 from mtpt.train.step import make_train_step, make_validation_step
+from mtpt.watch.goodput import Goodput
+from mtpt.watch.profiling import Tracer
+from mtpt.watch.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,10 @@ class TrainConfig:
     loss_scaling: 'none', or 'labels' to divide the loss of a task by the logarithm of the number of
     its answers, of the vocabulary where they are free (Muppet, 2101.11038, section 3.2);
     max_skipped: how many updates in a row may be left out for not being finite before the run
-    stops; validate_every counts steps (0: at the end only); prefetch: batches made ahead.
+    stops; replays: how many of those steps are taken again to find what was behind them;
+    spikes: what is done about losses that stand out;
+    validate_every counts steps (0: at the end only); prefetch: batches made ahead, in a thread (0:
+    each when it is asked for, and every step is waited for).
     """
 
     steps: int = 0
@@ -49,6 +58,8 @@ class TrainConfig:
     loss_normalizing_factor: str | float = 'tokens'
     loss_scaling: str = 'none'
     max_skipped: int = 10
+    replays: int = 3
+    spikes: SpikesConfig = dataclasses.field(default_factory=SpikesConfig)
     validate_every: int = 500
     prefetch: int = 2
 
@@ -57,14 +68,18 @@ class TrainConfig:
             raise UserError(f'train.label_smoothing={self.label_smoothing} must be in [0, 1)')
         if self.loss_scaling not in ('none', 'labels'):
             raise UserError(f"train.loss_scaling={self.loss_scaling!r} must be 'none' or 'labels'")
-        least_of = dict(steps=0, seed=0, max_skipped=1, validate_every=0, prefetch=1)
+        least_of = dict(steps=0, seed=0, max_skipped=1, replays=0, validate_every=0, prefetch=0)
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UserError(f'train.{name}={getattr(self, name)} must be at least {least}')
 
 
 class Interrupted(UserError):
-    """The run was asked to stop, and has saved itself."""
+    """The run was asked to stop, and has saved itself; the exit status says who asked."""
+
+    def __init__(self, text: str, status: int = REQUEUE):
+        super().__init__(text)
+        self.status = status
 
 
 class Fitted(NamedTuple):
@@ -74,6 +89,19 @@ class Fitted(NamedTuple):
     state: TrainState
     figures: dict[str, float]
     position: Mapping[str, Any] | None
+
+
+class Beside(NamedTuple):
+    """What goes on beside training: where the time goes, whether steps still come, traces."""
+
+    clock: Goodput
+    watchdog: Watchdog
+    tracer: Tracer
+
+
+def alone() -> Beside:
+    """Nothing is watched or traced; time is counted."""
+    return Beside(Goodput(), Watchdog(), Tracer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +134,12 @@ def begin(
     """
     step = checkpoints.latest()
     if step is not None:
-        abstract = abstract_state(model_cfg, tx, mesh)
+        abstract = abstract_state(model_cfg, tx, mesh, spikes=cfg.spikes)
         state, position, provenance = checkpoints.load(step, abstract)
-        return Start(state, step, position, provenance, (f'going on from step {step}',))
+        notes = (*checkpoints.notes, f'going on from step {step}')
+        return Start(state, step, position, provenance, notes)
     with jax.set_mesh(mesh):
-        state, notes = new_state(model_cfg, tx, cfg.seed), []
+        state, notes = new_state(model_cfg, tx, cfg.seed, spikes=cfg.spikes), []
         if source is not None and source.path:
             dims = functional.dims(model_cfg)
             params, notes = init_from(source, state.params, dims, rows, tasks, model_cfg)
@@ -137,6 +166,8 @@ def fit(
     steered: Any = None,
     task_scale: tuple[float, ...] | None = None,
     more: bool = False,
+    diagnose: Callable[[int, TrainState], str | None] | None = None,
+    beside: Beside | None = None,
 ) -> Fitted:
     """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
 
@@ -152,11 +183,13 @@ def fit(
       steered: the `data.steering.Steered` that the loader draws from, told of every step's losses.
       task_scale: what the loss of each task id is multiplied by.
       more: whether the run goes on after `cfg.steps`, so that a wish to stop counts to the last.
+      diagnose: tells, from (step, the state of now), what was behind an update that was left out.
+      beside: what counts its time, watches and traces it.
 
     Raises:
-      UserError: the data ended or failed, a save failed, or too many updates in a row were not
-        finite.
-      Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
+      UserError: the data ended or failed, or too many updates in a row were not finite.
+      SaveFailed: the last save failed; one that fails on the way is said and tried again.
+      Interrupted: Ctrl-C, SIGTERM or a notice; the step was finished and saved.
     """
     step, position, figures = int(state.step), None, {}
     if step >= cfg.steps:
@@ -164,57 +197,97 @@ def fit(
             f'nothing to do: {step} of {cfg.steps} steps are done; raise train.steps to go on'
         )
         return Fitted(state, figures, position)
-    late = Late(cfg, tasks, writer, checkpoints, steered)
+    clock, watchdog, tracer = beside or alone()
+    watchdog.anew()
+    late = Late(cfg, tasks, writer, checkpoints, steered, watchdog)
+    late.diagnose = diagnose and (lambda step: diagnose(step, state))
     judged: dict[str, float] = {}
+    saving = Saving(checkpoints, writer.say)
+    said = writer.say, writer.write
+    late.rollbacks = Rollbacks(cfg.spikes, checkpoints, *said, saving.wait)
 
     def save():
-        late.settle()
+        with clock.spent('steps'):
+            late.settle()
         writer.flush()
-        checkpoints.save(step, state, whole(position), provenance(), judged)
+        with clock.spent('saving'):
+            watchdog.beat(f'saving step {step}')
+            saving.save(step, state, whole(position), provenance(), judged)
         writer.pause()
 
     def whole(position):
         known = position | steered.state() if steered else position
-        return _of_all_hosts(known, state)
+        return _of_all_hosts(known, state, share(mesh).holders)
 
-    with jax.set_mesh(mesh), Signals(writer.say) as signals:
-        train_step = make_train_step(model_cfg, tx, len(tasks), task_scale=task_scale, **_loss(cfg))
+    with jax.set_mesh(mesh), Signals(writer.say, checkpoints.cfg.notices) as signals:
+        settings = loss_settings(cfg) | dict(spikes=cfg.spikes)
+        train_step = make_train_step(model_cfg, tx, len(tasks), task_scale=task_scale, **settings)
         judge = _judge(
             cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, checkpoints.judged,
-            routed,
+            routed, watchdog.beat,
         )  # fmt: skip
-        batches = Prefetch(loader, lambda batch: place(batch, mesh), cfg.prefetch)
+        batches, first = _batches(loader, mesh, cfg.prefetch), True
         try:
-            while step < cfg.steps and not signals.agreed(step, state):
-                if (item := batches.take(signals.alone)) is None:
+            state = late.rollbacks.resumed(state)
+            while step < cfg.steps and not signals.agreed(step):
+                watchdog.beat(f'batch of step {step + 1}', step + 1)
+                with clock.spent('data'):
+                    item = batches.take(signals.alone)
+                if item is None:
                     continue
                 batch, position = item
-                state, metrics = train_step(state, batch)
+                watchdog.beat(f'step {step + 1}')
+                with clock.spent('profiling'):
+                    if tracer.step(step, state):
+                        writer.pause()
+                with clock.spent('compiling' if first else 'steps'):
+                    state, metrics = train_step(state, batch)
+                first = False
                 step += 1
-                late.push(step, metrics)
-                if steered and steered.due(step):
-                    late.settle()
-                judged = {} if signals.alone() else judge(step, state.params, late.settle)
+                with clock.spent('steps'):
+                    late.push(step, metrics)
+                    if (steered and steered.due(step)) or not cfg.prefetch:
+                        late.settle()
+                    state = late.rollbacks.applied(state)
+                judged = {}
+                with clock.spent('evaluating'), signals.breakable():
+                    judged = {} if signals.alone() else judge(step, state.params, late.settle)
                 if judged:
                     writer.write(step, judged)
                     figures |= judged
+                    writer.pause()
+                saving.look()
                 if checkpoints.due(step):
                     save()
             signals.saving = True
             if position is not None:
                 save()
-            checkpoints.wait()
+            with clock.spent('saving'):
+                watchdog.beat('saving the last checkpoint')
+                saving.wait()
         finally:
+            tracer.close()
             if steered:
                 steered.close()
             batches.close()
             _let_finish(checkpoints)
-    if step < cfg.steps or (more and signals.asked):
-        raise Interrupted(_farewell(signals.asked, step, checkpoints))
+    stopped = step < cfg.steps or (more and signals.agreed(step))
+    if saving.failed and (stopped or not more):
+        raise saving.failed
+    if stopped:
+        status = INTERRUPTED if signals.asked == CTRL_C else REQUEUE
+        raise Interrupted(_farewell(signals.asked, step, checkpoints), status)
     return Fitted(state, figures, position and whole(position))
 
 
-def _of_all_hosts(position: Mapping[str, Any], state: TrainState) -> Mapping[str, Any]:
+def _batches(loader: Iterator[Any], mesh: jax.sharding.Mesh, ahead: int) -> Prefetch | Straight:
+    placed = partial(place, mesh=mesh)
+    return Prefetch(loader, placed, ahead) if ahead else Straight(loader, placed)
+
+
+def _of_all_hosts(
+    position: Mapping[str, Any], state: TrainState, holders: Sequence[int]
+) -> Mapping[str, Any]:
     """The position of the global batch; each host knows of its own row groups only."""
     if jax.process_count() == 1:
         return position
@@ -225,12 +298,13 @@ def _of_all_hosts(position: Mapping[str, Any], state: TrainState) -> Mapping[str
     return merge_positions(
         [
             {n: gathered[n][host].view(x.dtype).reshape(x.shape) for n, x in mine.items()}
-            for host in range(jax.process_count())
+            for host in holders
         ]
     )
 
 
-def _loss(cfg: TrainConfig) -> dict[str, Any]:
+def loss_settings(cfg: TrainConfig) -> dict[str, Any]:
+    """Those settings of a run that its loss depends on."""
     names = ('z_loss', 'label_smoothing', 'loss_normalizing_factor')
     return {name: getattr(cfg, name) for name in names}
 
@@ -252,8 +326,9 @@ def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
 
 
 def _judge(
-    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint, routed
-) -> Callable[..., dict[str, float]]:
+    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint, routed,
+    alive,
+) -> Callable[..., dict[str, float]]:  # fmt: skip
     """Gives what is due after a step: validation, evaluation, both or nothing."""
     sums = validation and make_validation_step(model_cfg, len(tasks))
 
@@ -263,7 +338,7 @@ def _judge(
         if validation and (due or judges_checkpoint(step)):
             settle()
             told = partial(routed, step) if routed else None
-            figures |= validate(sums, params, validation(), tasks, mesh, told)
+            figures |= validate(sums, params, validation(), tasks, mesh, told, alive)
         if evaluate and _due(evaluate_every, step):
             settle()
             figures |= evaluate(step, params)
@@ -283,18 +358,21 @@ def validate(
     tasks: Sequence[str],
     mesh: Any,
     routed: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] | None = None,
+    alive: Callable[..., None] = lambda *what, **how: None,
 ) -> dict[str, float]:
     """The mean loss and accuracy over the tokens of all batches, and of those of each task.
 
     sums: what `make_validation_step` made; routed: gives more figures for its 'routing/*', where
-    there are any.
+    there are any; alive: told of every batch before it is looked at.
     """
     total = None
-    for batch in batches:
+    for i, batch in enumerate(batches, 1):
+        alive(f'validating batch {i}')
         part = sums(params, place(_flat(batch), mesh))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     if total is None:
         raise UserError('validation has no batches; check its split, or set validation off')
+    alive('validation, all batches', slow=True)
     losses, correct, tokens = (
         np.asarray(total[f'task/{name}'], np.float64) for name in ('loss_sum', 'correct', 'tokens')
     )
@@ -331,11 +409,15 @@ class Late:
         writer: Writer,
         checkpoints: Checkpoints,
         steered: Any = None,
+        watchdog: Watchdog | None = None,
     ):
         self.cfg, self.tasks, self.writer, self.checkpoints = cfg, tasks, writer, checkpoints
-        self.steered = steered
+        self.steered, self.watchdog = steered, watchdog or Watchdog()
+        self.diagnose: Callable[[int], str | None] | None = None
+        self.rollbacks: Rollbacks | None = None
         self._pending = None
         self._suspects = collections.Counter()
+        self._known = ''  # what is behind the updates that were left out in a row
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched, and reads those of the one before."""
@@ -350,22 +432,42 @@ class Late:
             self._read(*before)
 
     def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        self.watchdog.beat(f'reading the figures of step {step}')
         metrics = jax.device_get(metrics)
         self.writer.add(step, metrics)
         if self.steered:
             sums = (metrics[name].astype(np.float64) for name in ('task/loss_sum', 'task/tokens'))
             if shares := self.steered.heard(step, *sums):
                 self.writer.write(step, shares)
+        if self.rollbacks:
+            self.rollbacks.heard(step, metrics)
         in_a_row = int(metrics['train/skipped_in_a_row'])
         if not in_a_row:
             self._suspects.clear()
+            self._known = ''
             return
         flagged = np.flatnonzero(metrics['task/nonfinite'])
         seen = np.flatnonzero(metrics['task/segments'])
         guilty = flagged if flagged.size else seen
         self._suspects.update(self.tasks[i - 1] for i in guilty if i)
+        if self.diagnose and not self._known:
+            self._look_into(step)
         if in_a_row >= self.cfg.max_skipped:
             self._stop(step, in_a_row, whole=not flagged.size)
+
+    def _look_into(self, step: int) -> None:
+        """Takes the step again; what goes wrong with that is told, and stops nothing."""
+        self.watchdog.beat(f'replaying step {step}', slow=True)
+        try:
+            said = self.diagnose(step)
+        except FloatingPointError:  # of who debugs
+            raise
+        except Exception as error:
+            said = f'step {step} could not be replayed ({type(error).__name__}: {error})'
+        if said:
+            self.writer.say(said)
+            self.writer.pause()
+            self._known = said
 
     def _stop(self, step: int, in_a_row: int, whole: bool) -> None:
         _let_finish(self.checkpoints)
@@ -379,4 +481,5 @@ class Late:
             f'{what} was not finite {in_a_row} steps in a row, up to step {step}, in batches of '
             f'these tasks: {names}; look at their data (mtpt tasks show NAME) or lower '
             f'optimizer.schedule.rate; last good state: {where}'
+            + (f'; {self._known}' if self._known else '')
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from mtpt.config import UserError, choose
+from mtpt.train.moments import stored
 
 STACKED = 'NE'  # axes along which weights are merely stacked
 ROWS = 'D'
@@ -51,7 +52,8 @@ class OptimizerConfig:
 
     clip is the global norm that gradients are cut to (0: not at all); weight_decay is multiplied by
     the learning rate and spares norms, biases and relative-position tables; the rest belongs to
-    single methods.
+    single methods. state_dtype: 'bfloat16' stores moments in half of the bytes (`train.moments`);
+    Adafactor's factored ones, small as they are, stay in float32.
     """
 
     name: str = 'adafactor'
@@ -66,6 +68,7 @@ class OptimizerConfig:
     clip_update: float | None = None
     scale_floor: float | None = None
     min_dim: int | None = None
+    state_dtype: str | None = None
 
 
 def _pick(kind: str, cfg: Any, function: Callable, shared: tuple[str, ...]) -> dict[str, Any]:
@@ -180,6 +183,7 @@ def adafactor(
     scale_floor: float = 1e-3,
     min_dim: int = 128,
     eps: float = 1e-30,
+    state_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
     """Adafactor as T5 has it: factored moments, update clip, steps relative to the weight's RMS.
 
@@ -220,7 +224,8 @@ def adafactor(
         updates = jax.tree.map(direction, grads, moving, params, dims)
         return updates, AdafactorState(state.count + 1, moving)
 
-    return optax.GradientTransformation(init, update)
+    tx = optax.GradientTransformation(init, update)
+    return stored(tx, state_dtype, lambda path: 'full' in path)
 
 
 def _rms(x: jax.Array, dims: str) -> jax.Array:
@@ -229,14 +234,25 @@ def _rms(x: jax.Array, dims: str) -> jax.Array:
 
 
 def adamw(
-    dims: Any, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    dims: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    state_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
     """Adam (1412.6980); with `weight_decay`, decoupled (1711.05101)."""
-    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    return stored(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), state_dtype)
 
 
 def adamw_scale(
-    dims: Any, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, scale_floor: float = 1e-3
+    dims: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    scale_floor: float = 1e-3,
+    state_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
     """Adam whose step is multiplied by the RMS of the weight (nanoT5, 2309.02373).
 
@@ -250,12 +266,20 @@ def adamw_scale(
         return scaled, state
 
     by_rms = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-    return optax.chain(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), by_rms)
+    adam = stored(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), state_dtype)
+    return optax.chain(adam, by_rms)
 
 
-def sgd(dims: Any, *, momentum: float = 0.0) -> optax.GradientTransformation:
+def sgd(
+    dims: Any, *, momentum: float = 0.0, state_dtype: str = 'float32'
+) -> optax.GradientTransformation:
     """Plain gradient descent, with heavy-ball momentum where it is asked for."""
-    return optax.trace(decay=momentum) if momentum else optax.identity()
+    if not momentum and state_dtype != 'float32':
+        raise UserError(
+            "optimizer 'sgd' without momentum keeps nothing for optimizer.state_dtype; "
+            'set optimizer.momentum, or leave state_dtype out'
+        )
+    return stored(optax.trace(decay=momentum), state_dtype) if momentum else optax.identity()
 
 
 OPTIMIZERS = dict(adafactor=adafactor, adamw=adamw, adamw_scale=adamw_scale, sgd=sgd)

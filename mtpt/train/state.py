@@ -20,45 +20,63 @@ from mtpt.model import functional
 from mtpt.model.config import ModelConfig
 from mtpt.model.remodel import carried
 from mtpt.train.optimizer import Optimizer
+from mtpt.train.spikes import OFF, SpikesConfig, start
 from mtpt.trees import flatten, unflatten
 
 
 class TrainState(NamedTuple):
-    """step counts batches drawn; skipped counts updates left out in a row; key never changes."""
+    """step counts batches drawn; skipped counts updates left out in a row; key never changes;
+    spikes holds what `spikes.start` gave, which is nothing without a rule for them."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     key: jax.Array
     skipped: jax.Array
+    spikes: Any = ()
 
 
 def new_state(
-    model_cfg: Any, tx: Optimizer, seed: int, init: Callable = functional.init
+    model_cfg: Any,
+    tx: Optimizer,
+    seed: int,
+    init: Callable = functional.init,
+    spikes: SpikesConfig = OFF,
 ) -> TrainState:
     """The state before the first step, laid out on the mesh that is set."""
-    return _maker(model_cfg, tx, init)(np.uint32(seed))
+    return _maker(model_cfg, tx, init, spikes)(np.uint32(seed))
 
 
 def abstract_state(
-    model_cfg: Any, tx: Optimizer, mesh: Any, init: Callable = functional.init
+    model_cfg: Any,
+    tx: Optimizer,
+    mesh: Any,
+    init: Callable = functional.init,
+    spikes: SpikesConfig = OFF,
 ) -> TrainState:
     """The shapes, types and shardings of the state on `mesh`, with nothing computed."""
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(_maker(model_cfg, tx, init), np.uint32(0))
+        shapes = jax.eval_shape(_maker(model_cfg, tx, init, spikes), np.uint32(0))
     return jax.tree.map(lambda x: on_mesh(x, mesh), shapes)
 
 
 def with_optimizer(state: TrainState, tx: Optimizer, mesh: Any, fresh: bool = False) -> TrainState:
-    """The state as another stage's optimizer takes it up: with its moments, unless it is to begin
-    anew or keeps others."""
+    """The state as another stage's optimizer takes it up: with its moments, rounded to how it
+    stores them, unless it is to begin anew or keeps others."""
     with jax.set_mesh(mesh):
         wanted = jax.eval_shape(tx.init, state.params)
         shapes = [x.shape for x in jax.tree.leaves(wanted)]
         same = jax.tree.structure(wanted) == jax.tree.structure(state.opt_state)
         if same and shapes == [x.shape for x in jax.tree.leaves(state.opt_state)] and not fresh:
-            return state
+            narrow = jax.jit(lambda old: jax.tree.map(lambda x, w: x.astype(w.dtype), old, wanted))
+            return state._replace(opt_state=narrow(state.opt_state))
         return state._replace(opt_state=jax.jit(tx.init)(state.params))
+
+
+def with_spikes(state: TrainState, cfg: SpikesConfig, mesh: Any) -> TrainState:
+    """The state as another stage takes it up: what counts as a spike there is seen anew."""
+    with jax.set_mesh(mesh):
+        return state._replace(spikes=jax.jit(functools.partial(start, cfg))(state.step))
 
 
 def on_mesh(x: Any, mesh: Any) -> jax.ShapeDtypeStruct:
@@ -68,12 +86,13 @@ def on_mesh(x: Any, mesh: Any) -> jax.ShapeDtypeStruct:
 
 
 @functools.lru_cache(maxsize=4)
-def _maker(model_cfg, tx, init):
+def _maker(model_cfg, tx, init, spikes):
     def make(seed):
         key = jax.random.key(seed)
         params = init(model_cfg, jax.random.fold_in(key, 0))
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, tx.init(params), jax.random.fold_in(key, 1), zero)
+        opt_state, own_key = tx.init(params), jax.random.fold_in(key, 1)
+        return TrainState(zero, params, opt_state, own_key, zero, start(spikes))
 
     return jax.jit(make)
 

@@ -15,6 +15,7 @@ from mtpt.config import UserError
 from mtpt.model import functional
 from mtpt.train.loss import label_sums, normalizer, task_sums, task_weights, token_losses, weigh
 from mtpt.train.optimizer import Optimizer
+from mtpt.train.spikes import OFF, SpikesConfig, judge
 from mtpt.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -30,6 +31,7 @@ def make_train_step(
     label_smoothing: float,
     loss_normalizing_factor: str | float,
     task_scale: tuple[float, ...] | None = None,
+    spikes: SpikesConfig = OFF,
     apply: Callable = functional.apply,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles `step(state, batch) -> (state, metrics)`; the state handed in is used up.
@@ -45,6 +47,94 @@ def make_train_step(
     task id, multiplies what the tokens of a task add to the objective.
 
     Metrics: flat, 'train/*' scalars, 'task/*' sums of [M + 1], and what the model itself reports.
+    """
+
+    part_loss = make_part_loss(model_cfg, M, z_loss, label_smoothing, task_scale, apply)
+
+    def gradients(params, batch, key):
+        weights = batch['decoder_loss_weights']
+        scale = 1 / normalizer(loss_normalizing_factor, weights)
+        total = normalizer('tokens', weights)
+
+        def part(params, batch, key):
+            return part_loss(params, batch, key, scale, total)
+
+        if weights.ndim == 2:
+            graded = jax.value_and_grad(part, has_aux=True)
+            (objective, sums), grads = graded(params, batch, key)
+            return objective, sums, grads
+        return accumulated(part, params, batch, key)
+
+    def step(state, batch):
+        key = jax.random.fold_in(state.key, state.step)
+        objective, sums, grads = gradients(state.params, batch, key)
+        grad_norm = optax.global_norm(grads)
+        sound = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+        figures = objective, grad_norm
+        ok, kept, told = judge(spikes, state.spikes, state.step + 1, figures, sound)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
+        skipped = jnp.where(sound, 0, state.skipped + 1)
+        metrics = summary(sums) | told
+        metrics |= {
+            'train/objective': objective,
+            'train/grad_norm': grad_norm,
+            'train/learning_rate': tx.rate(state.step),
+            'train/skipped': 1 - sound.astype(jnp.int32),
+            'train/skipped_in_a_row': skipped,
+        }
+        state = TrainState(
+            state.step + 1,
+            _where(ok, params, state.params),
+            _where(ok, opt_state, state.opt_state),
+            state.key,
+            skipped,
+            kept,
+        )
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def accumulated(
+    part: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Any, Any]:
+    """The sums over the parts of a batch [A, B, ...] of a loss, its figures and its gradient.
+
+    The backward pass of each part adds to one tree of gradients in place, weight by weight: a tree
+    for the part beside that of the sum would be as large as the parameters.
+    """
+    grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
+
+    def add(carry, xs):
+        batch, index = xs
+        own_key = jax.random.fold_in(key, index)
+        objective, backward, sums = jax.vjp(lambda p: part(p, batch, own_key), params, has_aux=True)
+        backward.with_refs(grads)(jnp.ones_like(objective))
+        return jax.tree.map(jnp.add, carry, (objective, sums)), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, params, first, key))
+    A = len(batch['decoder_loss_weights'])
+    (objective, sums), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(A)))
+    return objective, sums, jax.tree.map(jax.freeze, grads)
+
+
+def make_part_loss(
+    model_cfg: Any,
+    M: int,
+    z_loss: float,
+    label_smoothing: float,
+    task_scale: tuple[float, ...] | None = None,
+    apply: Callable = functional.apply,
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Makes `loss(params, batch, key, scale, total) -> (objective, sums)` of a part of a batch.
+
+    scale: what the summed loss of the tokens is multiplied by; total: the real tokens of the whole
+    batch, by which what the model reports is weighed.
     """
 
     def part_loss(params, batch, key, scale, total):
@@ -72,54 +162,7 @@ def make_train_step(
         sums['encoder_tokens'] = jnp.sum(batch['encoder_segment_ids'] > 0, dtype=jnp.float32)
         return objective + sum(x for name, x in sums.items() if name.startswith('loss/')), sums
 
-    def gradients(params, batch, key):
-        weights = batch['decoder_loss_weights']
-        scale = 1 / normalizer(loss_normalizing_factor, weights)
-        total = normalizer('tokens', weights)
-
-        def part(batch, key):
-            graded = jax.value_and_grad(part_loss, has_aux=True)
-            return graded(params, batch, key, scale, total)
-
-        if weights.ndim == 2:
-            (objective, sums), grads = part(batch, key)
-            return objective, sums, grads
-
-        def add(carry, xs):
-            batch, index = xs
-            return jax.tree.map(jnp.add, carry, part(batch, jax.random.fold_in(key, index))), None
-
-        first = jax.tree.map(lambda x: x[0], batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, first, key))
-        parts = (batch, jnp.arange(weights.shape[0]))
-        ((objective, sums), grads), _ = jax.lax.scan(add, zeros, parts)
-        return objective, sums, grads
-
-    def step(state, batch):
-        key = jax.random.fold_in(state.key, state.step)
-        objective, sums, grads = gradients(state.params, batch, key)
-        grad_norm = optax.global_norm(grads)
-        ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
-        params = optax.apply_updates(state.params, updates)
-        skipped = jnp.where(ok, 0, state.skipped + 1)
-        metrics = summary(sums) | {
-            'train/objective': objective,
-            'train/grad_norm': grad_norm,
-            'train/learning_rate': tx.rate(state.step),
-            'train/skipped': 1 - ok.astype(jnp.int32),
-            'train/skipped_in_a_row': skipped,
-        }
-        state = TrainState(
-            state.step + 1,
-            _where(ok, params, state.params),
-            _where(ok, opt_state, state.opt_state),
-            state.key,
-            skipped,
-        )
-        return state, metrics
-
-    return jax.jit(step, donate_argnums=0)
+    return part_loss
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,8 +7,8 @@ macro score with its interval, and evaluations of the same thing at different st
 import statistics
 from typing import Any
 
-from mtpt import charts
 from mtpt.evaluate.intervals import over_tasks
+from mtpt.report import charts
 
 KINDS = ('new tasks', 'new wordings', 'trained')
 FEWEST = 3  # tasks without which an interval over tasks would say too little
@@ -36,8 +36,9 @@ def scored(group: list[dict]) -> dict[str, Any]:
     newest = group[-1]
     sections = judge(newest['rows'])
     course = []
-    if len(group) > 1:
-        history = [(found['step'], judge(found['rows'])) for found in group]
+    like = [found for found in group if _asked(found) == _asked(newest)]
+    if len(like) > 1:
+        history = [(found['step'], judge(found['rows'])) for found in like]
         for section in sections:
             same = [
                 (step, s)
@@ -53,7 +54,14 @@ def scored(group: list[dict]) -> dict[str, Any]:
         step=newest['step'],
         sections=sections,
         course=[chart for chart in course if chart],
+        unlike=len(group) - len(like),
     )
+
+
+def _asked(found: dict) -> dict[tuple, Any]:
+    """On how many examples each score of an evaluation is; others cannot be compared with it."""
+    keys = ('task', 'prompt', 'kind', 'metric')
+    return {tuple(str(r.get(key)) for key in keys): r.get('examples') for r in found['rows']}
 
 
 def judge(rows: list[dict]) -> list[dict]:
@@ -97,6 +105,7 @@ def _task(name, rows):
         high=statistics.fmean(high),
         has_interval=any(h > l for l, h in zip(low, high)),
         examples=max(int(charts.number(r.get('examples')) or 0) for r in rows),
+        cut=any(r.get('cut') is True for r in rows),
         prompts=sorted(({**_PROMPT, **row} for row in rows), key=lambda r: str(r['prompt'])),
     )
     for key in ('chance', 'majority', 'empty'):
@@ -124,6 +133,7 @@ def macro(tasks: list[dict]) -> dict[str, Any]:
     low, high = over_tasks(values) if len(tasks) > 1 else (tasks[0]['low'], tasks[0]['high'])
     found = dict(value=statistics.fmean(values), low=low, high=high, count=len(tasks))
     found['has_interval'] = high > low
+    found['cut'] = any(t['cut'] for t in tasks)
     found['examples'] = sum(t['examples'] for t in tasks)
     for key in ('chance', 'majority', 'empty', 'median', 'spread'):
         found[key] = _mean(t[key] for t in tasks)

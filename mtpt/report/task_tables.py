@@ -4,7 +4,7 @@ share with training."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtpt import charts, scores
+from mtpt.report import charts, scores
 
 STANDING_OUT = 8  # tasks of each list of those that stand out
 SLACK = 0.1  # by which a share may miss what was asked for

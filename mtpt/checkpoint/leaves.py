@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
+from mtpt.checkpoint import checksums, damaged
 from mtpt.config import UserError
 from mtpt.trees import unflatten
 
@@ -98,6 +99,7 @@ def write(
             provenance=ocp.args.JsonSave(dict(provenance)),
         )
         manager.save(step, args=items)
+    checksums.write(folder / str(step), damaged.UNSEALED)
 
 
 class Stored(NamedTuple):
@@ -129,6 +131,8 @@ def read(workdir: pathlib.Path, step: int) -> dict[str, Stored]:
       UserError: the checkpoint is damaged or not one of mtpt.
     """
     folder = pathlib.Path(workdir).absolute() / 'checkpoints' / str(step) / 'params'
+    if folder.is_dir() and (wrong := damaged.damage(folder.parent, ('params',))):
+        raise UserError(f'{folder.parent} is damaged or foreign: {wrong}; name another run')
     try:
         told = json.loads((folder / '_METADATA').read_text())['tree_metadata']
         names = [[key['key'] for key in leaf['key_metadata']] for leaf in told.values()]

@@ -16,9 +16,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mtpt import charts, files, log, scores, specialisation
+from mtpt import files, log, specialisation
 from mtpt.config import UserError
-from mtpt.task_tables import extremes, overlap_table, task_table
+from mtpt.report import charts, running, scores
+from mtpt.report.task_tables import extremes, overlap_table, task_table
 
 OPEN_TASKS = 150  # of more tasks than this families are shown, and the tasks that stand out
 ABOUT = ('name', 'command', 'config', 'versions', 'parameters', 'devices', 'started')
@@ -94,12 +95,19 @@ def page(run: Run) -> str:
     )
     families = task_table(run.tasks, run.curves)
     judged = [scores.scored(group) for group in scores.grouped(run.evaluations)]
+    ran = dict(
+        figures=running.figures(run.curves),
+        charts=running.speed_charts(run.curves),
+        time=running.time_spent(run.folder),
+        profiles=running.profiles(run.folder, run.unread),
+    )
     return environment.get_template('report.html.j2').render(
         run=run,
         about=dict.fromkeys(ABOUT) | run.about,
         name=run.about.get('name') or run.folder.resolve().name,
         facts=facts(run, families),
         learning=learning_curves(run.curves),
+        ran=ran,
         families=families,
         skipped=[t for f in families for t in f['tasks'] if t['status'] == 'skipped'],
         task_count=sum(len(f['tasks']) for f in families),
@@ -191,7 +199,6 @@ def learning_curves(curves: dict[str, charts.Curve]) -> list[dict]:
         ('Token accuracy', dict(train='train/accuracy', valid='valid/accuracy'), dict(top=1.0)),
         ('Learning rate', dict(train='train/learning_rate'), dict()),
         ('Gradient norm', dict(train='train/grad_norm'), dict(log=True)),
-        ('Tokens per second', dict(train='time/tokens_per_s'), dict()),
     ]
     found = []
     for title, keys, how in wanted:

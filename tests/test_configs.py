@@ -6,23 +6,17 @@ And the plan law: those for machines that are not here type-check on their decla
 import contextlib
 import importlib
 import json
-import math
 import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mtpt import flags, tasks
 from mtpt.__main__ import main
-from mtpt.mesh import AXES, BATCH_DIMS, MeshConfig, act, check_divides
-from mtpt.model import functional
-from mtpt.model.config import resolve
-from mtpt.train.optimizer import make_optimizer
-from mtpt.train.state import new_state
-from mtpt.train.step import make_train_step
+from mtpt.chips import topology
+from mtpt.mesh import MeshConfig
+from mtpt.plan import abstract
 
 DATA = pathlib.Path(
     os.environ.get('MTPT_DATA', pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data')
@@ -36,6 +30,8 @@ MADE_UP = dict(
     t5_base_c4=(),
     t5_large_c4=(),
     switch_base=(),
+    switch_c=('model.moe.E=8',),
+    st_moe_32b=('model.moe.E=8', 'model.encoder_layers=4', 'model.decoder_layers=4'),
     ul2_20b=('data.targets_length=128',),
     ext5_base=('data.mixture=exmix_pair_dialogue_natural_language_inference',),
     ext5_large=('data.mixture=exmix_semantic_parsing',),
@@ -90,37 +86,15 @@ def _declared(name):
 
 @pytest.mark.parametrize('name', [n for n in flags.names() if _declared(n)])
 def test_a_config_for_a_pod_type_checks_on_its_declared_mesh(name):
-    run = flags.load(name)
-    sizes = tuple(getattr(run.mesh, axis) for axis in AXES)
-    chips = math.prod(map(int, _declared(name).partition(':')[2].split('x')))
+    run, target = flags.load(name), topology(_declared(name))
     if run.mesh == MeshConfig():
         pytest.skip(f'{name} declares a topology for its larger models, and no mesh')
-    assert math.prod(sizes) == chips
-    cfg = resolve(run.model, 32128, M=150)
-    letters = {letter: getattr(cfg, letter) for letter in 'DHFV'} | dict(B=run.data.batch_size)
-    check_divides(letters | (dict(E=cfg.moe.E) if cfg.moe.E else {}), run.mesh)
-    explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
-    mesh = jax.sharding.AbstractMesh(sizes, AXES, axis_types=explicit)
-    dims = functional.dims(cfg)
-    tx = make_optimizer(run.optimizer, dims, run.train.steps)
-    width = dict(B=run.data.batch_size, S=run.data.inputs_length, T=run.data.targets_length)
-    width |= dict(G=run.data.segments if run.data.pack else 1)
-    batch = {
-        key: jax.ShapeDtypeStruct(
-            tuple(width[d] for d in letters),
-            jnp.int32,
-            sharding=jax.NamedSharding(mesh, act(letters)),
-        )
-        for key, letters in BATCH_DIMS.items()
-        if set(letters) <= set(width)
-    }
-    step = make_train_step(cfg, tx, 150, z_loss=1e-4, label_smoothing=0.0,
-                           loss_normalizing_factor='tokens')  # fmt: skip
-    nowhere = jax.sharding.Mesh(np.empty((), object), ())
-    with jax.set_mesh(nowhere), jax.sharding.use_abstract_mesh(mesh):
-        state = jax.eval_shape(lambda: new_state(cfg, tx, 0))
-        after, metrics = jax.eval_shape(step, state, batch)
-    before = jax.tree.leaves(state.params)
-    for old, new in zip(before, jax.tree.leaves(after.params), strict=True):
-        assert old.sharding.spec == new.sharding.spec and old.shape == new.shape
-    assert metrics['task/loss_sum'].shape == (151,)
+    mesh = abstract.abstract_mesh(abstract.mesh_sizes(run.mesh, target))
+    known = abstract.sizes(run, tasks=150)
+    for problem in abstract.problems(run, mesh, known, target.chip.platform):
+        with abstract.on(mesh):
+            after, metrics = jax.eval_shape(problem.step, problem.state, problem.batch)
+        before = jax.tree.leaves(problem.state.params)
+        for old, new in zip(before, jax.tree.leaves(after.params), strict=True):
+            assert old.sharding.spec == new.sharding.spec and old.shape == new.shape
+        assert metrics['task/loss_sum'].shape == (151,)

@@ -21,6 +21,7 @@ BENCHMARKS = dict(
     experts='a sparse layer, and a training step with it, against the dense one at equal FLOPs',
     decoding='greedy decoding by kind of attention and batch, and without a cache',
     saving='what saving costs a step; start-up and restart after a kill',
+    faults='runs that are killed, starved and damaged end as those that were not (hours)',
     quickstart='the first command: time, memory, scores',
     task_count='what the number of training tasks is worth (needs real data)',
     transfer='multi-task training, span corruption alone and no training, three seeds',

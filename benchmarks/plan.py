@@ -1,6 +1,6 @@
 """What `mtpt plan` says beside what compilers say of the same step, and which models fit on what.
 
-    python benchmarks/plan.py [--out=FOLDER] [--groups=tuned,large,configs,held_out] [--limit=1800]
+    python benchmarks/plan.py [--out=FOLDER] [--groups=held_out,large,configs] [--limit=1800]
 
 Every case is the real train step of a config, compiled ahead of time for chips that are not here
 (`mtpt.plan.compiled`; needs libtpu for TPUs and JAX's CUDA plug-in for GPUs; a case whose compiler
@@ -266,7 +266,7 @@ def spread(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='runs/plan')
-    parser.add_argument('--groups', default='tuned,large,configs,held_out')
+    parser.add_argument('--groups', default='tuned,by_hand,held_out,large,configs')
     parser.add_argument('--only', default='', help='names of cases, with commas')
     parser.add_argument('--limit', type=float, default=1800, help='seconds a compile may take')
     parser.add_argument('--again', action='store_true', help='what failed or took too long')

@@ -27,7 +27,7 @@ class Started:
     """A run under way, and when its lines appeared; what it prints goes to a file."""
 
     def __init__(self, args: argparse.Namespace, folder: pathlib.Path, compiled: pathlib.Path):
-        self.folder, self.words = folder, args
+        self.folder, self._config = folder, args.config
         self._env = os.environ | dict(
             JAX_COMPILATION_CACHE_DIR=str(compiled), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0'
         )
@@ -35,9 +35,8 @@ class Started:
 
     def begin(self, *settings: str) -> float:
         """Starts it; the time on the clock."""
-        words = [f'--config={self.words.config}', f'--workdir={self.folder}', *settings]
-        common = ('validate_every=0', 'prefetch=2')
-        words += [f'--config.train.{word}' for word in common]
+        words = [f'--config={self._config}', f'--workdir={self.folder}', *settings]
+        words += ['--config.train.validate_every=0', '--config.checkpoint.keep_best=0']
         words += ['--config.exams={}', '--config.log.tensorboard=False']
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
@@ -64,6 +63,15 @@ class Started:
                 raise SystemExit(f'the run in {self.folder} does not come to step {step}')
             time.sleep(0.01)
 
+    def has_saved(self, step: int) -> None:
+        """Waits until a checkpoint is whole."""
+        self.reaches(step)
+        until = time.monotonic() + PATIENCE
+        while not (self.folder / 'checkpoints' / str(step)).is_dir():
+            if time.monotonic() > until:
+                raise SystemExit(f'the run in {self.folder} does not save step {step}')
+            time.sleep(0.01)
+
     def end(self) -> None:
         """Kills it as a fault would."""
         self.process.kill()
@@ -81,7 +89,7 @@ def saving(args: argparse.Namespace, root: pathlib.Path, compiled: pathlib.Path)
             every = args.often if saves else 0
             run.begin(
                 cache, f'--config.train.steps={last + 50}', f'--config.checkpoint.every={every}',
-                '--config.log.every=5', '--config.checkpoint.keep_best=0',
+                '--config.log.every=5',
             )  # fmt: skip
             began = run.reaches(FIRST)
             seconds[saves].append((run.reaches(last) - began) / args.steps)
@@ -106,7 +114,7 @@ def starts(args: argparse.Namespace, root: pathlib.Path) -> dict:
         found[name] = run.reaches(1) - began
         if name == 'first start':
             run.end()
-    run.reaches(15)
+    run.has_saved(10)
     run.end()
     began = run.begin(cache, *every)
     (run.folder / 'metrics.jsonl').unlink()  # the lines of before do not count

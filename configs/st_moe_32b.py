@@ -2,10 +2,10 @@
 
 mtpt train --config=st_moe_32b --workdir=gs://BUCKET/st_moe_32b
 
-MTPT_VOCABULARY and TFDS_DATA_DIR as for `t5_base_c4`. 269 billion parameters, as in the paper, which
-speaks of 27 layers; Flaxformer's public config, which this is, has 24 a side, every fourth of them
-sparse. Batches of 2^20 tokens, Adafactor. The paper's mixture of C4 with other texts is not public:
-here it is C4 alone.
+MTPT_VOCABULARY and TFDS_DATA_DIR as for `t5_base_c4`. 269 billion parameters, as in the paper, that
+speaks of 27 layers. This is Flaxformer's public config, with 24 a side and every fourth of them
+sparse. Batches of 2^20 tokens, Adafactor. The paper's mixture of C4 with other texts is not
+public: here it is C4 alone.
 
 Hardware: TOPOLOGY, 512 chips; each holds an eighth of one expert of every sparse layer.
 Reported after tuning: SuperGLUE 91.2. Not run by us.
@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     config.model.size = 'st_moe_32b'
     config.model.remat = 'full'
     config.mesh = dict(fsdp=8, expert=64)
-    config.data.update(batch_size=2048, row_groups=64)
+    config.data.update(batch_size=2048, row_groups=128)
     config.train.steps = 500_000
     return config

@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
     config.model.size = 'switch_c_2048'
     config.model.remat = 'full'
     config.mesh = dict(expert=512)
-    config.data.update(batch_size=2048, row_groups=64)
+    config.data.update(batch_size=2048, row_groups=128)
     config.train.steps = 500_000
     return config

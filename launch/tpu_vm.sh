@@ -16,9 +16,10 @@ name=$1 zone=$2
 shift 3
 
 # Each word is quoted for the shell of the hosts. Crashes and the loss of another host start the
-# process again, until 20 times in a row no new checkpoint was written.
+# process again, until 20 times in a row no new checkpoint was written. `exec`: no shell stays between
+# the session and the run, which would keep the one open and the other from being told to end.
 words=$(printf ' %q' --restarts=20 "$@")
-command="cd ~/mtpt && . .venv/bin/activate && nohup mtpt train$words > ~/mtpt.log 2>&1 < /dev/null &"
+command="cd ~/mtpt && . .venv/bin/activate && exec nohup mtpt train$words > ~/mtpt.log 2>&1 < /dev/null &"
 
 exec "${MTPT_GCLOUD:-gcloud}" compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
   --command="$command"

@@ -305,6 +305,8 @@ def _said(argv: list[str]) -> int:
 
     if verb == 'train' and not {'-h', '--help'} & set(argv):
         restarts, argv = supervise.asked(argv)
+        if restarts and '--debug' in argv:
+            raise UserError('--debug ends where --restarts begins again; leave one of them out')
         if restarts:
             return supervise.supervise(argv, restarts)
     if verb in COMPUTING_VERBS:
@@ -324,6 +326,10 @@ def _hush():
 
 
 def entry():
+    if sys.argv[1:2] == ['train']:  # whose log may lie on the disk that fills; it goes on
+        from mtpt.files import Unfailing
+
+        sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
     try:
         status = main(sys.argv[1:])
     except SystemExit as ended:

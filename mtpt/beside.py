@@ -5,13 +5,13 @@ import pathlib
 import jax
 
 from mtpt import chips
-from mtpt.log import Cost
 from mtpt.model.config import ModelConfig
 from mtpt.model.cost import train_flops
 from mtpt.settings import Run
 from mtpt.train.loop import Beside, alone
 from mtpt.watch.goodput import Goodput
 from mtpt.watch.profiling import Tracer
+from mtpt.watch.speed import Cost
 from mtpt.watch.watchdog import Watchdog
 
 

@@ -30,6 +30,7 @@ DEBUGGING = (
     'the run with a traceback'
 )
 SHOWN = 300  # characters of an example's inputs and targets
+LARGE = 1e6  # a parameter beyond is told of: no model that learns has one
 
 
 class Recent:
@@ -185,6 +186,9 @@ def sentence(told: dict[str, Any]) -> str:
         said += f' ("{" ".join(told["segments"][0]["inputs"].split())[:60]}")'
     elif told['every']:
         said += ', for all examples alike'
+    path, size = told['largest']
+    if size > LARGE:
+        said += f'; parameters have grown to {size:.2g} ({path}), whatever the data: lower the rate'
     if not told['same_parameters']:
         said += ' (with the parameters of a step later, as those of the step are gone)'
     return f'the update of step {told["step"]} was left out: {said}'
@@ -193,4 +197,5 @@ def sentence(told: dict[str, Any]) -> str:
 def _some(names: Any, most: int = 3) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
+    more = ' and others' if len(names) >= NAMED else more  # of which not all were counted
     return ', '.join(names[:most]) + more

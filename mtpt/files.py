@@ -1,11 +1,13 @@
 """What is written whole or not at all, so that a full disk costs nothing saved."""
 
+import contextlib
+import errno
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from mtpt.config import UserError
 
@@ -83,3 +85,31 @@ def write_folder(out: str | os.PathLike, fill: Callable[[pathlib.Path], T]) -> T
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+class Unfailing:
+    """A stream such as stderr whose disk may be full: what finds no room is let go."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _without_room():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _without_room():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _without_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise

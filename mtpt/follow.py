@@ -65,7 +65,7 @@ class Follower:
     ):
         self.workdir, self.mixture, self.cfg = pathlib.Path(workdir), mixture, cfg
         self._split, self._overrides = split, list(overrides)
-        self._say, self._sleep = say or rich.console.Console(stderr=True).print, sleep
+        self._say, self._sleep = say or _printed, sleep
         self._failed: dict[int, int] = {}
         self._judged: dict[pathlib.Path, str] = {}
         self._past = -1
@@ -180,6 +180,11 @@ class Follower:
                 line |= {name: finite(value) for name, value in told.items()}
         text = ''.join(json.dumps(lines[step]) + '\n' for step in sorted(lines))
         files.write(self.workdir / FOLLOWED, text)
+
+
+def _printed(text: str) -> None:
+    console = rich.console.Console(stderr=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def mark(workdir: pathlib.Path, step: int) -> str:

@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mtpt.config import UserError
 from mtpt.watch import boards, memory
+from mtpt.watch.speed import Cost, Speed
 
 SUMS = ('train/skipped', 'train/tokens', 'train/encoder_tokens')
 SUMS += ('train/spikes', 'train/passed_over')
@@ -60,14 +60,6 @@ class LogConfig:
             raise UserError(f"log.wandb_mode={self.wandb_mode!r} must be 'online' or 'offline'")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """FLOPs of a step, and the FLOP/s that all devices are good for (None where unknown)."""
-
-    flops: float
-    peak: float | None = None
-
-
 class Writer:
     """Writes the figures of one run into its folder.
 
@@ -100,9 +92,7 @@ class Writer:
         self._stride = max(1, math.ceil(len(self.tasks) / cfg.tasks))  # intervals between tasks
         self.path = pathlib.Path(workdir) / FILE
         self._console = console or Console(stderr=True)
-        self._last = step
-        self._clear()
-        self._clock = None
+        self._last, self._steps, self._speed = step, [], Speed()
         self._bar = self._boards = None
         self._unwritten, self._torn = list[str](), False
         if primary:
@@ -112,16 +102,13 @@ class Writer:
             self._boards = boards.Boards(_boards(self.path.parent, step, cfg), self.say)
             self._bar = self._start_bar(step)
 
-    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the figures of a step, [M + 1] of each 'task/*'; writes when an interval ends."""
-        now = time.perf_counter()
-        if self._clock is not None:
-            self._seconds.append(now - self._clock)
-        tokens = float(metrics.get('train/tokens', 0)) + float(
-            metrics.get('train/encoder_tokens', 0)
-        )
-        self._read.append(tokens if self._clock is not None else 0.0)
-        self._clock = now
+    def add(self, step: int, metrics: Mapping[str, Any], seen: bool = True) -> None:
+        """Takes the figures of a step, [M + 1] of each 'task/*'; writes when an interval ends.
+
+        seen: whether they were read when the step ended, and not later (see `Speed.read`).
+        """
+        sides = (metrics.get(f'train/{name}', 0) for name in ('tokens', 'encoder_tokens'))
+        self._speed.read(step, sum(map(float, sides)), seen)
         self._steps.append({k: np.asarray(v) for k, v in metrics.items()})
         self._sums.add(self._steps[-1])
         self._last = step
@@ -137,7 +124,8 @@ class Writer:
     def _write_interval(self, tasks: bool) -> None:
         timed = bool(self._steps)
         if timed or (tasks and self._sums):
-            values = interval(self._steps) | self._speed() | memory.figures()
+            values = interval(self._steps) | self._speed.figures(self.cost)
+            values |= memory.figures()
             if tasks:
                 values |= self._sums.figures(self.tasks)
                 self._sums = TaskSums()
@@ -145,7 +133,8 @@ class Writer:
                 values |= self._figures(self._steps)
             if self._goodput:
                 values |= self._goodput.log(self._last)
-            self._clear()
+            self._steps = []
+            self._speed.clear()
             self.write(self._last, values)
             if timed:
                 self._plain_line(values)
@@ -189,8 +178,12 @@ class Writer:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def pause(self) -> None:
-        """Keeps what happens until the next step (validation, a save) out of the time of a step."""
-        self._clock = None
+        """Keeps what happens until `resume` (validation, a save) out of the time of a step."""
+        self._speed.pause()
+
+    def resume(self, step: int) -> None:
+        """Says that the step after `step` is dispatched now; steps without a pause go on."""
+        self._speed.resume(step)
 
     def close(self) -> None:
         """Writes what is left and takes the bar down."""
@@ -209,22 +202,6 @@ class Writer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _clear(self) -> None:
-        self._steps, self._seconds, self._read = [], [], []
-
-    def _speed(self) -> dict[str, float]:
-        """Seconds a step and real tokens (both sides) a second, over the steps that were timed."""
-        spent = sum(self._seconds)
-        if not spent:
-            return {}
-        step = spent / len(self._seconds)
-        found = {'time/step': step, 'time/tokens_per_s': sum(self._read) / spent}
-        if self.cost.flops and self.cost.peak:
-            found['time/mfu'] = self.cost.flops / step / self.cost.peak
-        elif self.cost.flops:
-            found['time/flops_per_s'] = self.cost.flops / step
-        return found
 
     def _start_bar(self, step: int) -> Progress | None:
         if not (self._console.is_terminal or self._console.is_jupyter):
@@ -246,7 +223,7 @@ class Writer:
         if self._bar is None:
             return
         losses = [float(s['train/loss']) for s in self._steps[-10:] if 'train/loss' in s]
-        speed = self._speed()
+        speed = self._speed.figures(self.cost)
         shown = {'speed': _speed_text(speed)} if speed else {}
         self._bar.update(
             self._task, completed=step, loss=f'{np.mean(losses or [math.nan]):.3f}', **shown

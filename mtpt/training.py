@@ -50,6 +50,7 @@ from mtpt.train.optimizer import Optimizer, make_optimizer
 from mtpt.train.replay import Replay
 from mtpt.train.state import InitFromConfig, TrainState, with_optimizer, with_spikes
 from mtpt.vocabulary import Vocabulary, common_ids, load
+from mtpt.watch import boards
 from mtpt.watch.goodput import begun
 
 
@@ -65,6 +66,8 @@ def train(run: Run, workdir: str | pathlib.Path, debug: bool = False) -> list[di
     workdir, began = pathlib.Path(workdir), begun()
     run = for_debugging(run) if debug else run
     legs = stages.legs(run)
+    if run.log.wandb:
+        boards.imported()  # before any work is done
     record.make_folder(workdir)
     hosts.check_shared(workdir)
     with lock.held(workdir):
@@ -382,7 +385,7 @@ def _told(workdir: pathlib.Path, manifest: Manifest, reached: list[Loader]) -> I
 
 
 def _tell(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> None:
-    console = rich.console.Console()
+    console = rich.console.Console(markup=False, highlight=False)
     try:
         shares.save(workdir, manifest, loader)
         console.print(f'report: {report.write(workdir)}', soft_wrap=True)

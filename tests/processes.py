@@ -24,7 +24,7 @@ def command(config, workdir, *more):
 
 
 @contextlib.contextmanager
-def started(words, number=1, devices=1, **environment):
+def started(words, number=1, devices=1, program=('-m', 'mtpt'), **environment):
     """The processes of a run, with `.said` (a file of all they print); killed when left."""
     port = free_port()
     env = os.environ | dict(
@@ -34,7 +34,7 @@ def started(words, number=1, devices=1, **environment):
     try:
         for i in range(number):
             together = [f'--coordinator=localhost:{port}', f'--processes={number}']
-            line = [sys.executable, '-m', 'mtpt', *words]
+            line = [sys.executable, *program, *words]
             line += [*together, f'--process={i}'] if number > 1 else []
             read, write = os.pipe()
             process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=write, stderr=write)

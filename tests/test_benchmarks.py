@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 from test_loader import build
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -17,8 +18,6 @@ sys.path.append(str(ROOT / 'benchmarks'))
 BARE = """
 import sys
 
-import pytest
-from test_loader import build
 for name in ('tensorflow', 'seqio', 'tensorflow_datasets', 'ml_collections', 'tensorboardX'):
     sys.modules[name] = None
 """
@@ -111,3 +110,13 @@ def test_the_step_beside_pytorch_starts_from_the_same_loss():
     losses = re.findall(r'first loss (\S+)', done.stdout)
     assert len(losses) == 3 and max(map(float, losses)) - min(map(float, losses)) < 1e-4
     assert '% of a product' in done.stdout and 'times the tokens/s' in done.stdout
+
+
+def test_what_saving_and_starting_again_costs_is_told(tmp_path):
+    flags = ('--steps=5', '--often=5', '--pairs=1', f'--out={tmp_path / "told.json"}')
+    done = run('saving', f'--config={tiny.write(tmp_path)}', *flags)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / 'told.json').read_text())
+    assert set(told['starts']) == {'first start', 'compiled before', 'restart after a kill'}
+    assert min(told['starts'].values()) > 0 and told['saving']['step'] > 0
+    assert 'restart after a kill: ' in done.stdout and 'a save costs' in done.stdout

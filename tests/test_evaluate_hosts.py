@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_evaluate import Words, exam
 
+from mtpt import hosts
 from mtpt.evaluate import run
 from mtpt.evaluate.run import EvaluateConfig, evaluate, rounds
 from mtpt.evaluate.table import markdown, summarise
@@ -44,6 +45,7 @@ def exams():
 def take(folder):
     """Evaluates twice, whole and with next to no time; process 0 leaves what came of it."""
     mesh = make_mesh(MeshConfig(data=-1))
+    hosts.meet(mesh)
     with jax.set_mesh(mesh):
         params = jax.jit(functional.init, static_argnums=0)(CFG, jax.random.key(0))
         params = jax.tree.map(lambda x: 1.3 * x, params)

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from mtpt import report
+from mtpt import run as runs
 from mtpt.config import UserError
-from mtpt.log import Cost, LogConfig, TaskSums, Writer, read_metrics
+from mtpt.log import LogConfig, TaskSums, Writer, read_metrics
+from mtpt.settings import Run
 from mtpt.watch import boards, goodput, memory
 from mtpt.watch.goodput import Goodput, lives, summed
+from mtpt.watch.speed import Cost, Speed
 
 START = 1_000_000.0  # seconds of some wall clock
 
@@ -241,10 +244,63 @@ def test_a_mean_over_an_interval_leaves_out_what_was_not_finite():
 
 def test_mfu_is_what_was_asked_of_the_chips_over_what_they_can_do(tmp_path, monkeypatch):
     now = iter(np.arange(0, 100, 0.5))
-    monkeypatch.setattr('mtpt.log.time.perf_counter', lambda: float(next(now)))
+    monkeypatch.setattr('mtpt.watch.speed.time.perf_counter', lambda: float(next(now)))
     lines = write(tmp_path, 3, 4, LogConfig(every=4, tensorboard=False))
     assert lines[-1]['time/mfu'] == pytest.approx(1e9 / 0.5 / 1e12)
     assert 'time/flops_per_s' not in lines[-1]
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock for `Speed`, in seconds, that tests set."""
+    now = [0.0]
+    monkeypatch.setattr('mtpt.watch.speed.time.perf_counter', lambda: now[0])
+    return now
+
+
+def test_after_a_pause_steps_take_as_long_as_before_whoever_waits_for_them(ticking):
+    """Two steps of 1 s between pauses of 50 s; their figures are read when they end, as on a
+    device that runs beside, or both at the end of the second, as where dispatching waits."""
+    for reads in ((1.0, 2.0), (2.0, 2.0)):
+        speed = Speed()
+        for stretch in range(3):
+            start, step = ticking[0] + 50, 2 * stretch
+            ticking[0] = start
+            speed.resume(step)
+            for i, at in enumerate(reads, 1):
+                ticking[0] = start + at
+                speed.read(step + i, 100.0, seen=i == 1 or at > reads[0])
+            assert speed.figures(Cost(5.0)) == {
+                'time/step': 1.0, 'time/tokens_per_s': 100.0, 'time/flops_per_s': 5.0,
+            }  # fmt: skip
+            speed.clear()
+            speed.pause()
+
+
+def test_a_step_whose_time_nobody_saw_has_no_speed_of_its_own(ticking):
+    speed = Speed()
+    speed.resume(0)
+    ticking[0] = 2.0
+    speed.read(1, 100.0)
+    speed.clear()  # an interval of one step ends between the two
+    ticking[0] = 2.001
+    speed.read(2, 100.0, seen=False)
+    assert speed.figures(Cost(5.0)) == {}
+
+
+def test_a_step_that_was_under_way_in_a_pause_is_not_timed(ticking):
+    speed = Speed()
+    speed.resume(0)
+    ticking[0] = 1.0
+    speed.read(1, 100.0)
+    speed.pause()  # step 2 has been dispatched, and ends in it
+    ticking[0] = 60.0
+    speed.resume(2)
+    ticking[0] = 60.001
+    speed.read(2, 100.0)
+    ticking[0] = 61.0
+    speed.read(3, 100.0)
+    assert speed.figures(Cost(0.0)) == {'time/step': 1.0, 'time/tokens_per_s': 100.0}
 
 
 # Boards.
@@ -289,6 +345,9 @@ def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeyp
     monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
     with pytest.raises(UserError, match=r"pip install 'mtpt\[wandb\]'"):
         boards.WandB(pathlib.Path(tmp_path), 'mtpt', 'online')
+    with pytest.raises(UserError, match=r"pip install 'mtpt\[wandb\]'"):
+        runs.train(Run(log=LogConfig(wandb=True)), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()  # it was said before any work was done
 
 
 def test_a_board_that_fails_ends_no_run(tmp_path, monkeypatch, capsys):

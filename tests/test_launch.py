@@ -151,7 +151,7 @@ def test_sigterm_reaches_the_run_on_every_machine(tmp_path):
     assert process.stderr.read().count('status 75') == 2
 
 
-def test_the_hosts_of_a_slice_are_given_the_words_as_they_are(tmp_path):
+def test_the_hosts_of_a_slice_are_given_the_words_and_left_alone_with_the_run(tmp_path):
     gcloud = program(tmp_path, 'gcloud', f'printf "%s\\0" "$@" > {tmp_path}/words')
     environment = os.environ | dict(MTPT_GCLOUD=str(gcloud))
     words = [LAUNCH / 'tpu_vm.sh', 'name', 'zone', '--', *HARD]
@@ -162,8 +162,16 @@ def test_the_hosts_of_a_slice_are_given_the_words_as_they_are(tmp_path):
     home = tmp_path / 'home'
     (home / 'mtpt/.venv/bin').mkdir(parents=True)
     (home / 'mtpt/.venv/bin/activate').write_text(f'PATH={tmp_path}:$PATH')
-    program(tmp_path, 'mtpt', 'printf "%s\\n" "$@"')
-    subprocess.run(['bash', '-c', f'{command} wait'], env=environment | dict(HOME=str(home)))
+    above = """tr '\\0' ' ' < /proc/$PPID/cmdline > "$HOME/above"; touch "$HOME/done" """
+    program(tmp_path, 'mtpt', f'printf "%s\\n" "$@"; sleep 0.5; {above}')
+    environment |= dict(HOME=str(home))
+    # The session ends before the run does, and nothing but the run is called `mtpt train`.
+    subprocess.run(['bash', '-c', command], env=environment, stdout=subprocess.PIPE, check=True)
+    assert not (home / 'done').exists()
+    late = time.monotonic() + 60
+    while not (home / 'done').exists() and time.monotonic() < late:
+        time.sleep(0.1)
+    assert 'mtpt train' not in (home / 'above').read_text()
     assert (home / 'mtpt.log').read_text().splitlines() == ['train', '--restarts=20', *HARD]
 
 

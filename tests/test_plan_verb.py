@@ -139,7 +139,7 @@ def test_what_a_search_tells_of_a_layout_is_what_its_own_plan_tells(changes, mon
     target, known = topology('h100:2x4'), abstract.Sizes(256, 3)
     rows = search.ranked(run, target, known, 0.4)
     assert rows[0]['remat'] == 'none' and all(row['fits'] for row in rows)
-    for row in (rows[0], rows[len(rows) // 2], rows[-1]):
+    for row in (rows[len(rows) // 2], rows[-1]):
         laid = search.applied(run, row)
         mesh = abstract.abstract_mesh(tuple(row['mesh'][axis] for axis in AXES))
         own = estimate.leg(abstract.problems(laid, mesh, known, 'gpu')[0], target, 0.4)

@@ -129,6 +129,8 @@ def test_an_operation_counts_without_those_inside_it(tmp_path, monkeypatch):
         ('copy-done.4', 'copies'),
         ('multiply_bitcast_fusion', 'other'),
         ('add_rsqrt_fusion', 'other'),
+        ('select_convert_fusion', 'other'),
+        ('convolution.2', 'matrix products'),
         ('while.7', 'control'),
         ('psum_invariant', 'collectives'),
     ],

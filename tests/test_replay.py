@@ -25,12 +25,13 @@ from mtpt import run as runs
 from mtpt import training
 from mtpt.__main__ import main
 from mtpt.config import UserError
+from mtpt.diagnosis import sentence
 from mtpt.mesh import MeshConfig, make_mesh
 from mtpt.model import functional
 from mtpt.model.config import HeadConfig, ModelConfig, resolve
 from mtpt.model.parts import MoeConfig
 from mtpt.train import loop
-from mtpt.train.replay import Replay, Segment, only
+from mtpt.train.replay import Found, Replay, Segment, only
 from mtpt.trees import flatten, unflatten
 
 V, M = 64, 3
@@ -149,6 +150,7 @@ def test_a_gradient_that_overflows_is_named_with_its_example(devices):
     found = replayed(cfg, params, data, devices)
     assert found.look == 'backward'
     assert found.gradients[0] == 'encoder/layers/0/mlp/down'
+    assert found.largest == ('encoder/layers/mlp/up', pytest.approx(1e25))
     assert (found.segments, found.every) == ((Segment(0, 2, 2),), False)
 
 
@@ -239,6 +241,8 @@ def test_debug_is_a_flag_of_every_verb_and_more_to_train(capsys):
         main(['report', '--debug', '--workdir=nowhere/at/all'])
     with pytest.raises(UserError):
         main(['train', '--debug', '--workdir=nowhere/at/all'])
+    with pytest.raises(UserError, match='leave one of them out'):
+        main(['train', '--debug', '--restarts=2', '--workdir=nowhere/at/all'])
 
 
 OF_TWO = """
@@ -250,11 +254,13 @@ jax.distributed.initialize(f'localhost:{port}', 2, number)
 jax.config.update('jax_disable_most_optimizations', True)
 sys.path.insert(0, tests)
 import test_replay as laws
+from mtpt import hosts
 from mtpt.mesh import MeshConfig, make_mesh
 from mtpt.model import functional
 from mtpt.model.config import ModelConfig, resolve
 from mtpt.train.replay import Replay
 cfg, mesh = resolve(ModelConfig(**laws.SIZES), laws.V), make_mesh(MeshConfig(data=2))
+hosts.meet(mesh)
 data = laws.batch(seed=number)
 if number == 1:
     data['encoder_input_tokens'][2, 9] = laws.TOKEN
@@ -283,6 +289,25 @@ def test_two_processes_find_the_same_whichever_holds_the_example():
         )
         for number in (0, 1)
     ]  # fmt: skip
-    told = [process.communicate(timeout=300) for process in both]
+    try:
+        told = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     for out, error in told:
         assert 'encoder/embedding [(1, 2, 2)]' in out, error[-2000:]
+
+
+def test_a_rate_that_blew_the_parameters_up_is_named_before_the_examples_are_blamed():
+    told = Found('backward', 'decoder/norm', gradients=('decoder/norm/scale',))._asdict()
+    told |= dict(step=2, same_parameters=True, segments=[])
+    assert 'lower the rate' not in sentence(told | dict(largest=('decoder/norm/scale', 90.0)))
+    said = sentence(told | dict(largest=('decoder/norm/scale', 1e30)))
+    assert 'parameters have grown to 1e+30 (decoder/norm/scale)' in said
+
+
+def test_of_what_was_not_counted_to_the_end_no_number_is_told():
+    told = Found('backward', 'x', gradients=tuple('abcdefgh'))._asdict()
+    told |= dict(step=2, same_parameters=True, segments=[])
+    assert 'that fails is a and others' in sentence(told)
+    assert 'that fails is a and 2 more' in sentence(told | dict(gradients=('a', 'b', 'c')))

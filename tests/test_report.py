@@ -27,7 +27,7 @@ def run_folder(folder, steps=10, **files):
             'task/a/loss': 4.0 / step,
             'task/b/loss': 6.0 / step,
             'time/tokens_per_s': 1000.0,
-            'time/elapsed': 30.0 * step,
+            'time/step': 30.0,
         }
         for step in range(1, steps + 1)
     ]
@@ -161,9 +161,7 @@ def test_a_killed_run_is_reported_up_to_its_last_whole_line(tmp_path):
     assert '10 steps' in page_of(folder).text
 
 
-def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path):
-    clock = [(1, 10.0), (2, 20.0), (3, 12.0), (4, 24.0)]  # resumed after step 2
-    assert report.seconds({'time/elapsed': clock}) == 20 + 24
+def test_the_time_of_a_run_is_that_of_all_its_steps():
     assert report.seconds({'time/step': [(10, 0.5), (30, 2.0)]}) == 10 * 0.5 + 20 * 2.0
 
 
@@ -224,7 +222,14 @@ def test_a_skipped_task_is_shown_with_its_reason_at_the_top(tmp_path):
 def test_steps_that_were_left_out_are_counted(tmp_path):
     lines = [{'step': s, 'train/loss': math.nan, 'train/skipped': 2} for s in (1, 2)]
     run_folder(tmp_path, **{'metrics.jsonl': '\n'.join(map(json.dumps, lines))})
-    assert '4 steps with a loss that was not finite were left out' in page_of(tmp_path).text
+    assert '4 steps with a loss or gradient that was not finite were left out.' in (
+        page_of(tmp_path).text
+    )
+    (tmp_path / 'nonfinite').mkdir()
+    (tmp_path / 'nonfinite' / '00000002.json').write_text('{"sentence": "encoder/layers/1 <b>"}')
+    (tmp_path / 'nonfinite' / '00000003.json').write_text('{"sentence":')
+    text = page_of(tmp_path).text
+    assert 'left out; what was behind' in text and 'encoder/layers/1 <b>' in text
 
 
 def test_tasks_count_equally_however_many_prompts_they_have():

@@ -437,3 +437,58 @@ def test_one_of_two_is_told_to_end_both_save_and_one_goes_on_alone(undisturbed, 
     whole = tmp_path / 'whole'
     assert main(_words(undisturbed, whole, last, '--config.checkpoint.every=0')) == 0
     _equal(whole, run, exact=False)
+
+
+FAILS = """
+import asyncio
+import sys
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.futures import future
+from orbax.checkpoint._src.path import atomicity
+
+FULL = OSError(28, 'No space left on device')
+process = int(sys.argv[-1].removeprefix('--process='))
+write, create = ocp.PyTreeCheckpointHandler.async_save, atomicity.AtomicRenameTemporaryPath.create
+
+
+async def failing(self, directory, *args, **kwargs):
+    step = next((int(p.partition('.')[0]) for p in directory.parts if '.orbax' in p), 0)
+    if (step, process) in ((3, 1), (12, 0)):
+        raise FULL
+    found = await write(self, directory, *args, **kwargs) or []
+
+    async def late():
+        await asyncio.sleep(0.5)
+        raise FULL
+
+    return [*found, future.CommitFuture(late())] if (step, process) in ((6, 1), (9, 0)) else found
+
+
+async def uncreated(self):
+    if self.get_final().name == '15':
+        raise FULL
+    return await create(self)
+
+
+ocp.PyTreeCheckpointHandler.async_save = failing
+atomicity.AtomicRenameTemporaryPath.create = uncreated
+from mtpt.__main__ import entry
+
+entry()
+"""
+
+
+def test_when_one_of_two_cannot_write_both_train_on_and_save_when_it_can(undisturbed, tmp_path):
+    """At once or in the background, in the process that commits or in the other one."""
+    (tmp_path / 'fails.py').write_text(FAILS)
+    more = ['--config.train.steps=18', '--config.mesh.data=2', '--config.train.validate_every=0']
+    words = _words(undisturbed, tmp_path / 'run', *more)
+    with processes.started(words, 2, program=(str(tmp_path / 'fails.py'),)) as both:
+        assert processes.ended(both) == [0, 0], [str(p.said) for p in both]
+    said = str(both[0].said)
+    for step in (3, 6, 9, 12, 15):
+        assert said.count(f'WARNING: checkpoint {step} cannot be written') == 1, said
+    assert said.count('process 1 on') == 2 and said.count('No space left on device') == 5
+    assert processes.steps(tmp_path / 'run') == [18]
+    assert Checkpoints(tmp_path / 'run', read_only=True).load_params()

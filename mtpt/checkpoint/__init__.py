@@ -84,6 +84,11 @@ class _Manager(ocp.CheckpointManager):
         """No: the loop asks JAX, at every step; a late answer here would mislead the others."""
         return False
 
+    def abandon(self) -> None:
+        """Ends a save that has failed, also where it waits for another process, and closes."""
+        self._checkpointer.cancel()
+        self.close()
+
 
 class Checkpoints:
     """The checkpoints of one folder, by step; one counts only once it is whole.
@@ -114,7 +119,7 @@ class Checkpoints:
         logging.getLogger('absl').addFilter(_unless_orbax)
         self._read_only, self._known_whole = read_only, set()
         self._saving, self._saved_at = None, time.monotonic()
-        self._together, self._failure = Together(), ''
+        self._failure = ''
         if not read_only:
             self._clear_leftovers()
             whole, self.notes = damaged.set_aside(self.folder)
@@ -160,7 +165,10 @@ class Checkpoints:
           SaveFailed: this save, or the one before, could not be written; earlier checkpoints are
             whole.
         """
-        if step in self.steps():
+        self.wait()
+        if any(damaged.of_all(self._failure)):
+            self._open_again()
+        if damaged.of_all('there' if step in self.steps() else '')[0]:  # who commits knows
             return
         value = (metrics or {}).get(self.cfg.metric)
         known = value is not None and math.isfinite(value)
@@ -171,12 +179,8 @@ class Checkpoints:
             position=ocp.args.JsonSave(plain(position)),
             provenance=ocp.args.JsonSave(plain(provenance)),
         )
-        self.wait()
-        if hosts.number() > 1 and any(damaged.of_all(self._failure)):
-            self._open_again()
-        self._together.begin()
         self._saving, self._saved_at = step, time.monotonic()
-        with self._written():
+        with self._written(), self._together.saving():
             self._manager.save(
                 step, args=items, metrics=judged, force=True, custom_metadata=dict(sealed=True)
             )
@@ -200,7 +204,7 @@ class Checkpoints:
             return
         with self._written():
             self._manager.wait_until_finished()
-            if not (self.folder / str(self._saving)).is_dir():
+            if hosts.index() == 0 and not (self.folder / str(self._saving)).is_dir():
                 raise OSError('it was not finished')
             self._saving = None
 
@@ -318,8 +322,12 @@ class Checkpoints:
             position=json_items(),
             provenance=json_items(),
         )
+        self._together = Together()
         writing = ocp.options.AsyncOptions(
-            post_finalization_callback=self._seal, barrier_sync_fn=self._together.meet
+            post_finalization_callback=self._seal,
+            barrier_sync_fn=self._together.meet,
+            # Else the others wait for a folder that process 0 could not make.
+            create_directories_asynchronously=hosts.number() == 1,
         )
         with self._explained('cannot be opened'):
             self._manager = _Manager(
@@ -331,7 +339,7 @@ class Checkpoints:
     def _open_again(self) -> None:
         """Forgets a save that failed, with what it has left."""
         with contextlib.suppress(Exception):
-            self._manager.close()
+            self._manager.abandon()
         self._clear_leftovers()
         damaged.of_all('')
         self._failure = ''

@@ -5,14 +5,12 @@ three flags or variables say it. What may take long (a cache that is prepared, a
 for here, on JAX's coordination service: the collectives of devices give up sooner and say less.
 """
 
-import collections
 import contextlib
 import itertools
 import json
 import os
 import pathlib
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +19,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import P
-from jax._src import clusters, distributed  # neither has a public name; only this file asks them
+from jax._src import clusters  # has no public name; only this package asks it
 
-from mtpt import statuses
 from mtpt.config import UserError
 from mtpt.hosts import places, roll_call
+from mtpt.hosts.ending import ended, leave, listen, sentence
+from mtpt.hosts.service import (
+    HOUR,
+    forget,
+    heard,
+    index,
+    number,
+    spelled,
+    tell,
+    told,
+    turn_of,
+    wait_for_all,
+)
 
-HOUR = 3600.0
-LINGER = 5.0  # seconds in which the others hear why this process ends
-LOST = ('Gloo', 'UNAVAILABLE', 'Connection', 'Socket', 'DEADLINE_EXCEEDED', 'NCCL', 'heartbeat')
-
-_turns: collections.Counter[str] = collections.Counter()
-_broken = False
+__all__ = [
+    'HOUR', 'agree', 'check_shared', 'first', 'forget', 'heard', 'index', 'join', 'joined', 'leave',
+    'meet', 'number', 'spelled', 'tell', 'told', 'wait_for_all',
+]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -65,7 +73,7 @@ def joined(
     except BaseException as error:
         if number() == 1:
             raise
-        raise _ended(error) from error
+        raise ended(error) from error
     wait_for_all('end')
 
 
@@ -92,6 +100,8 @@ def join(
     where = f'; the launcher names {nodes[:200]}' if nodes else ''
     me = roll_call.entry(process, processes, facts())
     roll_call.take(address, me, join_seconds, roll_call.on_stderr, where)
+    # Programs under way at once may meet in another order in each process; Gloo then waits forever.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     jax.distributed.initialize(
         address, processes, process, local,
         cluster_detection_method='deactivate',
@@ -100,7 +110,7 @@ def join(
     )  # fmt: skip
     tell('host', me.host)
     wait_for_all('joined', join_seconds)
-    threading.Thread(target=_listen, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def _place(coordinator, processes, process, seconds) -> tuple[str, int, int, Any] | None:
@@ -143,41 +153,6 @@ def _local_devices() -> list[int] | None:
         raise UserError(f'JAX_LOCAL_DEVICE_IDS={said} must be numbers with commas') from None
 
 
-# Who there is, and waiting for them.
-
-
-def number() -> int:
-    """How many processes there are; asks no devices."""
-    return distributed.global_state.num_processes if _client() else 1
-
-
-def index() -> int:
-    """Which process this is, from 0."""
-    return distributed.global_state.process_id if _client() else 0
-
-
-def wait_for_all(name: str, seconds: float = HOUR) -> None:
-    """Returns once every process has called it with this name, as often as this one.
-
-    Raises:
-      UserError: who did not come within `seconds`.
-    """
-    if number() == 1:
-        return
-    turn = _turn(name)
-    tell(f'came/{turn}', '')
-    try:
-        _client().wait_at_barrier(f'mtpt/{turn}', _milliseconds(seconds))
-    except jax.errors.JaxRuntimeError as error:
-        if 'DEADLINE' not in str(error):
-            raise
-        late = sorted(set(range(number())) - set(told(f'came/{turn}')))
-        raise UserError(
-            f'{spelled(late)} did not come to {name!r} within {seconds:g} s; look at what it last '
-            'wrote, and start all processes again'
-        ) from None
-
-
 def first(name: str, does: Callable[[], Any], seconds: float = 24 * HOUR) -> None:
     """Process 0 does something while the others wait, however long that takes or how it ends.
 
@@ -187,12 +162,12 @@ def first(name: str, does: Callable[[], Any], seconds: float = 24 * HOUR) -> Non
     if number() == 1:
         does()
         return
-    name = f'done/{_turn(name)}'
+    name = f'done/{turn_of(name)}'
     if index() == 0:
         try:
             does()
         except BaseException as error:
-            tell(name, _text(error) or 'it ended')
+            tell(name, sentence(error) or 'it ended')
             raise
         tell(name, '')
     elif wrong := heard(name, 0, seconds):
@@ -207,7 +182,7 @@ def agree(name: str, facts: Mapping[str, str], seconds: float = HOUR) -> None:
     """
     if number() == 1:
         return
-    name = f'facts/{_turn(name)}'
+    name = f'facts/{turn_of(name)}'
     tell(name, json.dumps(dict(facts)))
     wait_for_all(name, seconds)
     names = told('host')
@@ -233,7 +208,7 @@ def check_shared(*folders: pathlib.Path, seconds: float = 30.0) -> None:
     """
     if number() == 1:
         return
-    name, token = f'folder/{_turn("folder")}', f'.seen-by-all-{secrets.token_hex(8)}'
+    name, token = f'folder/{turn_of("folder")}', f'.seen-by-all-{secrets.token_hex(8)}'
     if index() == 0:
         written = [i for i, folder in enumerate(folders) if _marked(folder, token)]
         tell(name, json.dumps([token, written]))
@@ -296,136 +271,3 @@ def meet(mesh: jax.sharding.Mesh) -> None:
     ready = jax.jit(talk).lower(x).compile()
     wait_for_all('meet')
     jax.block_until_ready(ready(x))
-
-
-# What processes say to each other.
-
-
-def tell(key: str, text: str) -> None:
-    """Says something to the other processes, under a key of this process's own."""
-    _client().key_value_set(f'mtpt/{key}/{index()}', text, allow_overwrite=True)
-
-
-def told(key: str) -> dict[int, str]:
-    """What was said so far under a key, by the number of who said it."""
-    found = _client().key_value_dir_get(f'mtpt/{key}/')
-    keys = {name.removeprefix(f'mtpt/{key}/'): text for name, text in found}
-    return {int(name): text for name, text in keys.items() if name.isdecimal()}
-
-
-def heard(key: str, process: int, seconds: float) -> str:
-    """What a process says under a key; waits until it does.
-
-    Raises:
-      UserError: it said nothing within `seconds`.
-    """
-    try:
-        return _client().blocking_key_value_get(f'mtpt/{key}/{process}', _milliseconds(seconds))
-    except jax.errors.JaxRuntimeError as error:
-        if 'DEADLINE' not in str(error):
-            raise
-        raise UserError(
-            f'{spelled([process])} said nothing of {key!r} within {seconds:g} s; look at what it '
-            'last wrote, and start all processes again'
-        ) from None
-
-
-def spelled(processes: list[int]) -> str:
-    """Processes by number and host: 'process 3 on node-b'."""
-    names = told('host')
-    each = [f'process {i} on {names[i]}' if i in names else f'process {i}' for i in processes]
-    return ', '.join(each)
-
-
-def _client():
-    return distributed.global_state.client
-
-
-def _turn(name: str) -> str:
-    """Names serve once in the service: the next use has the next number."""
-    _turns[name] += 1
-    return f'{name}/{_turns[name]}'
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
-
-
-# Ending together.
-
-
-def leave(status: int) -> None:
-    """Ends this process, if it is one of several, with a status.
-
-    At once where its run broke off, since the usual end waits for all others in vain. Else all
-    leave the service together; but even then not through Python's own end, which would tear threads
-    that listen to the service out of its calls, and abort.
-    """
-    if number() == 1:
-        return
-    if not _broken:
-        with contextlib.suppress(Exception):
-            jax.distributed.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _ended(error: BaseException) -> BaseException:
-    """Tells the others why this process ends; gives what is to be raised here."""
-    global _broken
-    _broken = True
-    status, text = _status(error), _text(error)
-    together = status in (statuses.REQUEUE, statuses.INTERRUPTED)
-    if _is_lost(error):
-        status = statuses.REQUEUE
-        text = f'another process of the run is gone ({text[:200]}); started again, it goes on'
-        roll_call.on_stderr(text)
-        error, together = SystemExit(status), False
-    with contextlib.suppress(Exception):
-        if not together:  # one that all agreed on is no news
-            tell('left', json.dumps([status, text]))
-        wait_for_all('end', HOUR if together else LINGER)
-        _broken = False
-    return error
-
-
-def _listen() -> None:
-    """Ends this process when another one has ended by an error: it would wait for it in vain."""
-    while True:
-        time.sleep(max(1.0, number() / 500))  # process 0 answers all of them
-        try:
-            left = told('left')
-        except Exception:
-            return  # the service has ended, and with it the run
-        gone = sorted(left.keys() - {index()})
-        if not gone or index() in left:
-            continue
-        # It may come to an end of its own, with its own words. Process 0 has the service: last out.
-        time.sleep(LINGER * (0.5 if index() else 1.5))
-        if index() in told('left'):
-            return
-        status, text = json.loads(left[gone[0]])
-        roll_call.on_stderr(f'{spelled(gone[:1])} has ended: {text}')
-        sys.stdout.flush()
-        os._exit(status or statuses.FAULT)
-
-
-def _status(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else statuses.FAULT
-    if isinstance(error, KeyboardInterrupt):
-        return statuses.INTERRUPTED
-    if isinstance(error, UserError):
-        return getattr(error, 'status', statuses.BAD_INPUT)
-    return statuses.FAULT
-
-
-def _is_lost(error: BaseException) -> bool:
-    known = isinstance(error, jax.errors.JaxRuntimeError | ValueError | OSError)
-    return known and any(word in str(error) for word in LOST)
-
-
-def _text(error: BaseException) -> str:
-    said = ' '.join(str(error).split())[:1000]
-    return said if isinstance(error, UserError) else f'{type(error).__name__}: {said}'

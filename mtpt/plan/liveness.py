@@ -91,9 +91,6 @@ class Course:
             found.append(factor * (self.parts / parts if rows else 1.0))
         return np.array(found)
 
-    def over_time(self, sizes: Mapping[str, int], parts: int) -> np.ndarray:
-        return self.live @ self.factors(sizes, parts)
-
 
 class _Walk:
     def __init__(self, sizes: Mapping[str, int], tiles: Tiles):
@@ -108,16 +105,13 @@ class _Walk:
         self.began: list[int] = []  # when each loop that is being walked began
         self.wider: dict[Any, Any] = {}  # results that are only read in a wider type
         self.forward = 0  # when the backward pass begins
-        self.parts = 1  # of an accumulation
 
     # Buffers.
 
-    def new(self, aval: Any, what: str, birth: int | None = None, times: float = 1) -> int:
+    def new(self, aval: Any, what: str) -> int:
         axes = self.axes(aval)
-        birth = self.time if birth is None else birth
-        size = self.bytes(aval) * times
         rows = set(BATCH) <= set(axes)
-        self.buffers.append(Buffer(size, axes, rows, birth, birth, what))
+        self.buffers.append(Buffer(self.bytes(aval), axes, rows, self.time, self.time, what))
         return len(self.buffers) - 1
 
     def axes(self, aval: Any) -> Axes:
@@ -292,7 +286,7 @@ class _Walk:
             self.walk(inner)
             self.results(eqn.outvars, inner)
 
-    def loop(self, eqn: Any, body: Any, consts: int, carries: int, length: int) -> None:
+    def loop(self, eqn: Any, body: Any, consts: int, carries: int) -> None:
         """A scan, or a while whose body is seen once."""
         for var in eqn.invars:
             self.use(self.held(var, 'given to a loop'))
@@ -326,16 +320,14 @@ class _Walk:
 
     def scan(self, eqn: Any) -> None:
         params = eqn.params
-        self.loop(
-            eqn, params['jaxpr'].jaxpr, params['num_consts'], params['num_carry'], params['length']
-        )
+        self.loop(eqn, params['jaxpr'].jaxpr, params['num_consts'], params['num_carry'])
 
     def whiles(self, eqn: Any) -> None:
         params = eqn.params
         skipped = params['cond_nconsts']
         self.loop(
             eqn.replace(invars=eqn.invars[skipped:]), params['body_jaxpr'].jaxpr,
-            params['body_nconsts'], len(eqn.outvars), 1,
+            params['body_nconsts'], len(eqn.outvars),
         )  # fmt: skip
 
 

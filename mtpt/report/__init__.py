@@ -100,6 +100,7 @@ def page(run: Run) -> str:
         charts=running.speed_charts(run.curves),
         time=running.time_spent(run.folder),
         profiles=running.profiles(run.folder, run.unread),
+        causes=running.causes(run.folder),
     )
     return environment.get_template('report.html.j2').render(
         run=run,
@@ -136,13 +137,8 @@ def _curves(lines: Iterable[dict]) -> dict[str, charts.Curve]:
 
 
 def seconds(curves: dict[str, charts.Curve]) -> float:
-    """How long a run has trained: by its clock, which starts again on resuming, or by its steps."""
-    spent, before = 0.0, 0.0
-    if 'time/elapsed' in curves:
-        for _, now in curves['time/elapsed']:
-            spent += now - before if now >= before else now
-            before = now
-        return spent
+    """How long the steps of a run took, those not timed as long as those after them."""
+    spent, before = 0.0, 0
     for step, each in curves.get('time/step', ()):
         spent += (step - before) * each
         before = step
@@ -176,7 +172,8 @@ def facts(run: Run, families: list[dict]) -> list[tuple[str, str]]:
     if tokens:
         found.append((charts.short(tokens), 'tokens seen'))
     if spent := seconds(run.curves):
-        found.append(duration(spent))
+        number, unit = duration(spent)
+        found.append((number, f'{unit} in steps'))
     if charts.number(run.about.get('parameters')):
         found.append((charts.short(run.about['parameters']), 'parameters'))
     trained = sum(t['status'] != 'skipped' for family in families for t in family['tasks'])

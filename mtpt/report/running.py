@@ -24,6 +24,7 @@ TITLES = dict(
     lost='lost to restarts: work done again',
     down='lost to restarts: between processes',
 )
+REPLAYS = 3  # of updates that were not finite, that are told of
 SHOWN = 20  # processes of a run that are listed, the last ones
 EVENTS = {
     'train/skipped': 'steps left out, not finite',
@@ -73,6 +74,19 @@ def _processes(lives: list[goodput.Life]) -> list[dict[str, Any]]:
             )
         )
         before = life
+    return found
+
+
+def causes(folder: pathlib.Path) -> list[str]:
+    """What was found behind updates that were not finite, of the first steps that were replayed."""
+    found = []
+    for path in sorted(folder.glob('nonfinite/*.json'))[:REPLAYS]:
+        try:
+            told = json.loads(path.read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict) and isinstance(told.get('sentence'), str):
+            found.append(told['sentence'])
     return found
 
 

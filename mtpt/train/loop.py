@@ -1,14 +1,11 @@
 """The training loop: no waiting for the device between steps; metrics are read one step late."""
 
-import collections
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -16,12 +13,13 @@ from mtpt.checkpoint import Checkpoints
 from mtpt.config import UserError
 from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
-from mtpt.mesh import BATCH_DIMS, place, share
+from mtpt.mesh import place, share
 from mtpt.model import functional
 from mtpt.statuses import INTERRUPTED, REQUEUE
 from mtpt.train.host import CTRL_C, Prefetch, Signals, Straight
+from mtpt.train.late import Late
 from mtpt.train.optimizer import Optimizer
-from mtpt.train.saving import Saving
+from mtpt.train.saving import Saving, let_finish
 from mtpt.train.spikes import Rollbacks, SpikesConfig
 from mtpt.train.state import (
     InitFromConfig,
@@ -30,7 +28,8 @@ from mtpt.train.state import (
     init_from,
     new_state,
 )
-from mtpt.train.step import make_train_step, make_validation_step
+from mtpt.train.step import make_train_step
+from mtpt.train.validation import judging
 from mtpt.watch.goodput import Goodput
 from mtpt.watch.profiling import Tracer
 from mtpt.watch.watchdog import Watchdog
@@ -199,8 +198,7 @@ def fit(
         return Fitted(state, figures, position)
     clock, watchdog, tracer = beside or alone()
     watchdog.anew()
-    late = Late(cfg, tasks, writer, checkpoints, steered, watchdog)
-    late.diagnose = diagnose and (lambda step: diagnose(step, state))
+    late = Late(cfg.max_skipped, tasks, writer, checkpoints, steered, watchdog)
     judged: dict[str, float] = {}
     saving = Saving(checkpoints, writer.say)
     said = writer.say, writer.write
@@ -215,16 +213,21 @@ def fit(
             saving.save(step, state, whole(position), provenance(), judged)
         writer.pause()
 
+    def diagnosed(step):
+        with clock.spent('other'):  # it trains nothing
+            return diagnose(step, state)
+
     def whole(position):
         known = position | steered.state() if steered else position
         return _of_all_hosts(known, state, share(mesh).holders)
 
+    late.diagnose = diagnose and diagnosed
     with jax.set_mesh(mesh), Signals(writer.say, checkpoints.cfg.notices) as signals:
         settings = loss_settings(cfg) | dict(spikes=cfg.spikes)
         train_step = make_train_step(model_cfg, tx, len(tasks), task_scale=task_scale, **settings)
-        judge = _judge(
-            cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, checkpoints.judged,
-            routed, watchdog.beat,
+        judge = judging(
+            (cfg.validate_every, evaluate_every), cfg.steps, model_cfg, tasks, mesh, validation,
+            evaluate, checkpoints.judged, routed, watchdog.beat,
         )  # fmt: skip
         batches, first = _batches(loader, mesh, cfg.prefetch), True
         try:
@@ -240,15 +243,19 @@ def fit(
                 with clock.spent('profiling'):
                     if tracer.step(step, state):
                         writer.pause()
+                if not first:
+                    writer.resume(step)
                 with clock.spent('compiling' if first else 'steps'):
                     state, metrics = train_step(state, batch)
-                first = False
                 step += 1
                 with clock.spent('steps'):
                     late.push(step, metrics)
-                    if (steered and steered.due(step)) or not cfg.prefetch:
+                    if first or not cfg.prefetch or (steered and steered.due(step)):
                         late.settle()
-                    state = late.rollbacks.applied(state)
+                first, before = False, state
+                state = late.rollbacks.applied(state)
+                if state is not before:
+                    writer.pause()
                 judged = {}
                 with clock.spent('evaluating'), signals.breakable():
                     judged = {} if signals.alone() else judge(step, state.params, late.settle)
@@ -270,7 +277,7 @@ def fit(
             if steered:
                 steered.close()
             batches.close()
-            _let_finish(checkpoints)
+            let_finish(checkpoints)
     stopped = step < cfg.steps or (more and signals.agreed(step))
     if saving.failed and (stopped or not more):
         raise saving.failed
@@ -309,12 +316,6 @@ def loss_settings(cfg: TrainConfig) -> dict[str, Any]:
     return {name: getattr(cfg, name) for name in names}
 
 
-def _let_finish(checkpoints: Checkpoints) -> None:
-    """Lets a save in flight become whole, whatever ended the run; what failed was raised before."""
-    with contextlib.suppress(UserError):
-        checkpoints.wait()
-
-
 def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
     saved = checkpoints.latest()
     if saved is None:
@@ -323,163 +324,3 @@ def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:
         f'stopped by {why} after step {step}; checkpoint {saved} is in {checkpoints.folder}, and '
         'the same command goes on from there'
     )
-
-
-def _judge(
-    cfg, model_cfg, tasks, mesh, validation, evaluate, evaluate_every, judges_checkpoint, routed,
-    alive,
-) -> Callable[..., dict[str, float]]:  # fmt: skip
-    """Gives what is due after a step: validation, evaluation, both or nothing."""
-    sums = validation and make_validation_step(model_cfg, len(tasks))
-
-    def judge(step, params, settle):
-        figures = {}
-        due = _due(cfg.validate_every, step) or step == cfg.steps
-        if validation and (due or judges_checkpoint(step)):
-            settle()
-            told = partial(routed, step) if routed else None
-            figures |= validate(sums, params, validation(), tasks, mesh, told, alive)
-        if evaluate and _due(evaluate_every, step):
-            settle()
-            figures |= evaluate(step, params)
-        return figures
-
-    return judge
-
-
-def _due(every: int, step: int) -> bool:
-    return bool(every) and step % every == 0
-
-
-def validate(
-    sums: Callable,
-    params: Any,
-    batches: Iterable[dict],
-    tasks: Sequence[str],
-    mesh: Any,
-    routed: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] | None = None,
-    alive: Callable[..., None] = lambda *what, **how: None,
-) -> dict[str, float]:
-    """The mean loss and accuracy over the tokens of all batches, and of those of each task.
-
-    sums: what `make_validation_step` made; routed: gives more figures for its 'routing/*', where
-    there are any; alive: told of every batch before it is looked at.
-    """
-    total = None
-    for i, batch in enumerate(batches, 1):
-        alive(f'validating batch {i}')
-        part = sums(params, place(_flat(batch), mesh))
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    if total is None:
-        raise UserError('validation has no batches; check its split, or set validation off')
-    alive('validation, all batches', slow=True)
-    losses, correct, tokens = (
-        np.asarray(total[f'task/{name}'], np.float64) for name in ('loss_sum', 'correct', 'tokens')
-    )
-    all_tokens = max(tokens.sum(), 1.0)
-    figures = {
-        'valid/loss': losses.sum() / all_tokens,
-        'valid/accuracy': correct.sum() / all_tokens,
-    }
-    for i, name in enumerate(tasks, start=1):
-        if tokens[i]:
-            figures[f'valid/task/{name}/loss'] = losses[i] / tokens[i]
-            figures[f'valid/task/{name}/accuracy'] = correct[i] / tokens[i]
-    counts = {name: np.asarray(x) for name, x in total.items() if name.startswith('routing/')}
-    if counts and routed:
-        figures |= routed(counts)
-    return {name: float(value) for name, value in figures.items()}
-
-
-def _flat(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch without the axis of accumulation."""
-    return {
-        name: x.reshape(-1, *x.shape[2:]) if np.ndim(x) > len(BATCH_DIMS[name]) else x
-        for name, x in batch.items()
-    }
-
-
-class Late:
-    """Reads the metrics of a step during the next one, and stops a run that has gone wrong."""
-
-    def __init__(
-        self,
-        cfg: TrainConfig,
-        tasks: Sequence[str],
-        writer: Writer,
-        checkpoints: Checkpoints,
-        steered: Any = None,
-        watchdog: Watchdog | None = None,
-    ):
-        self.cfg, self.tasks, self.writer, self.checkpoints = cfg, tasks, writer, checkpoints
-        self.steered, self.watchdog = steered, watchdog or Watchdog()
-        self.diagnose: Callable[[int], str | None] | None = None
-        self.rollbacks: Rollbacks | None = None
-        self._pending = None
-        self._suspects = collections.Counter()
-        self._known = ''  # what is behind the updates that were left out in a row
-
-    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of the step just dispatched, and reads those of the one before."""
-        before, self._pending = self._pending, (step, metrics)
-        if before is not None:
-            self._read(*before)
-
-    def settle(self) -> None:
-        """Reads what is pending; waits for the device."""
-        if self._pending is not None:
-            before, self._pending = self._pending, None
-            self._read(*before)
-
-    def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        self.watchdog.beat(f'reading the figures of step {step}')
-        metrics = jax.device_get(metrics)
-        self.writer.add(step, metrics)
-        if self.steered:
-            sums = (metrics[name].astype(np.float64) for name in ('task/loss_sum', 'task/tokens'))
-            if shares := self.steered.heard(step, *sums):
-                self.writer.write(step, shares)
-        if self.rollbacks:
-            self.rollbacks.heard(step, metrics)
-        in_a_row = int(metrics['train/skipped_in_a_row'])
-        if not in_a_row:
-            self._suspects.clear()
-            self._known = ''
-            return
-        flagged = np.flatnonzero(metrics['task/nonfinite'])
-        seen = np.flatnonzero(metrics['task/segments'])
-        guilty = flagged if flagged.size else seen
-        self._suspects.update(self.tasks[i - 1] for i in guilty if i)
-        if self.diagnose and not self._known:
-            self._look_into(step)
-        if in_a_row >= self.cfg.max_skipped:
-            self._stop(step, in_a_row, whole=not flagged.size)
-
-    def _look_into(self, step: int) -> None:
-        """Takes the step again; what goes wrong with that is told, and stops nothing."""
-        self.watchdog.beat(f'replaying step {step}', slow=True)
-        try:
-            said = self.diagnose(step)
-        except FloatingPointError:  # of who debugs
-            raise
-        except Exception as error:
-            said = f'step {step} could not be replayed ({type(error).__name__}: {error})'
-        if said:
-            self.writer.say(said)
-            self.writer.pause()
-            self._known = said
-
-    def _stop(self, step: int, in_a_row: int, whole: bool) -> None:
-        _let_finish(self.checkpoints)
-        saved = self.checkpoints.latest()
-        where = (
-            f'checkpoint {saved} in {self.checkpoints.folder}' if saved is not None else 'none yet'
-        )
-        what = 'the gradient' if whole else 'the loss'
-        names = ', '.join(f'{name} ({n}x)' for name, n in self._suspects.most_common(8))
-        raise UserError(
-            f'{what} was not finite {in_a_row} steps in a row, up to step {step}, in batches of '
-            f'these tasks: {names}; look at their data (mtpt tasks show NAME) or lower '
-            f'optimizer.schedule.rate; last good state: {where}'
-            + (f'; {self._known}' if self._known else '')
-        )

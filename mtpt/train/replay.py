@@ -48,7 +48,8 @@ class Found(NamedTuple):
     look: 'parameters', 'forward', 'loss', 'backward', or '' where the step is finite this time;
     place: the first part that fails, such as 'encoder/layers/1/mlp'; parameters and gradients: the
     paths of those that are not finite, with the layer in them, the first to fail first; part: of
-    the batch, where gradients are accumulated; every: no example is to blame more than another.
+    the batch, where gradients are accumulated; every: no example is to blame more than another;
+    largest: the weight with the largest finite entry, and that entry's size.
     """
 
     look: str
@@ -58,6 +59,7 @@ class Found(NamedTuple):
     part: int = 0
     segments: tuple[Segment, ...] = ()
     every: bool = False
+    largest: tuple[str, float] = ('', 0.0)
 
 
 class Replay:
@@ -89,28 +91,31 @@ class Replay:
           batch: the rows of this process, as its loader gave them.
         """
         with jax.set_mesh(self.mesh):
-            wrong = _spelled(self.cfg, _not_finite(params, _letters(self.cfg)))
-            parameters = tuple(name for name, _ in wrong)[:NAMED]
-            weights = batch['decoder_loss_weights']
-            parts = [dict(batch)]
-            if weights.ndim == 3:
-                parts = [{n: x[a] for n, x in batch.items()} for a in range(len(weights))]
-            keys = [key]
-            if weights.ndim == 3:
-                keys = [jax.random.fold_in(key, a) for a in range(len(parts))]
-            looked = [self._look_forward(params, part, key) for part, key in zip(parts, keys)]
-            if failed := [(seen[0], a) for a, seen in enumerate(looked) if seen]:
-                a = min(failed)[1]  # the part of the batch that fails in the earliest layer
-                _, name, segments, every = looked[a]
-                look = 'parameters' if parameters else 'loss' if name == 'loss' else 'forward'
-                return Found(look, name, parameters, (), a, segments, every)
-            if parameters:
-                return Found(look, parameters[0], parameters)
-            scales = self._scales(batch)
-            for a, (part, key) in enumerate(zip(parts, keys)):
-                names, segments, every = self._look_backward(params, part, key, scales)
-                if names:
-                    return Found('backward', names[0][1], (), _first(names), a, segments, every)
+            flags, largest = _looked_at(params, _letters(self.cfg))
+            parameters = tuple(name for name, _ in _spelled(self.cfg, flags))[:NAMED]
+            return self._look(params, key, batch, parameters)._replace(largest=largest)
+
+    def _look(
+        self, params: Any, key: jax.Array, batch: HostBatch, parameters: tuple[str, ...]
+    ) -> Found:
+        parts, keys = [dict(batch)], [key]
+        if batch['decoder_loss_weights'].ndim == 3:
+            A = len(batch['decoder_loss_weights'])
+            parts = [{n: x[a] for n, x in batch.items()} for a in range(A)]
+            keys = [jax.random.fold_in(key, a) for a in range(A)]
+        looked = [self._look_forward(params, part, key) for part, key in zip(parts, keys)]
+        if failed := [(seen[0], a) for a, seen in enumerate(looked) if seen]:
+            a = min(failed)[1]  # the part of the batch that fails in the earliest layer
+            _, name, segments, every = looked[a]
+            look = 'parameters' if parameters else 'loss' if name == 'loss' else 'forward'
+            return Found(look, name, parameters, (), a, segments, every)
+        if parameters:
+            return Found(look, parameters[0], parameters)
+        scales = self._scales(batch)
+        for a, (part, key) in enumerate(zip(parts, keys)):
+            names, segments, every = self._look_backward(params, part, key, scales)
+            if names:
+                return Found('backward', names[0][1], (), _first(names), a, segments, every)
         return Found('')
 
     def at_the_line(self, params: Any, key: jax.Array, batch: HostBatch, part: int) -> None:
@@ -328,12 +333,19 @@ def _not_finite_in(tree: Any, letters: Mapping[str, str]) -> dict[str, jax.Array
     return told
 
 
-def _not_finite(params: Any, letters: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _looked_at(
+    params: Any, letters: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], tuple[str, float]]:
+    """Which weights are no numbers, and the largest of what is one: its path and size."""
+
     def tell(params):
         zero_or_nan = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0.0, jnp.nan), params)
-        return _not_finite_in(zero_or_nan, letters)
+        sizes = jax.tree.map(lambda x: jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0)), params)
+        return _not_finite_in(zero_or_nan, letters), flatten(sizes)
 
-    return jax.device_get(jax.jit(tell)(params))
+    flags, sizes = jax.device_get(jax.jit(tell)(params))
+    path = max(sizes, key=sizes.get)
+    return flags, (path, float(sizes[path]))
 
 
 def _spelled(cfg: Any, flags: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:

@@ -1,9 +1,11 @@
 """The saves of a run while it trains: one that fails is said aloud and does not end the run."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtpt.checkpoint import Checkpoints, SaveFailed
+from mtpt.config import UserError
 
 
 class Saving:
@@ -44,3 +46,9 @@ class Saving:
         except SaveFailed as error:
             self.failed = error
             self._say(f'WARNING: {error}; training goes on and saves again when it is due')
+
+
+def let_finish(checkpoints: Checkpoints) -> None:
+    """Lets a save in flight become whole, whatever ended the run; what failed was raised before."""
+    with contextlib.suppress(UserError):
+        checkpoints.wait()

@@ -78,13 +78,7 @@ class WandB:
     """
 
     def __init__(self, workdir: pathlib.Path, project: str, mode: str):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "log.wandb=True needs the package wandb; pip install 'mtpt[wandb]', or leave "
-                'log.wandb out'
-            ) from None
+        wandb = imported()
         kept = _json(workdir / FILE)
         told = _json(workdir / 'config.json')
         if kept.get('project') != project or not isinstance(kept.get('id'), str):
@@ -114,6 +108,22 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def imported() -> Any:
+    """The package wandb.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "log.wandb=True needs the package wandb; pip install 'mtpt[wandb]', or leave "
+            'log.wandb out'
+        ) from None
+    return wandb
 
 
 class Boards:

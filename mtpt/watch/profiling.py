@@ -27,8 +27,8 @@ STEP = 'train step'  # what a traced step is called in a trace
 KINDS = {
     'collectives': r'all[-_]reduce|all[-_]gather|all[-_]to[-_]all|reduce[-_]scatter|collective|nccl'
     r'|psum|ppermute|^send|^recv',
-    'matrix products': r'dot|gemm|matmul|conv|cublas|cutlass|xmma|nvjet|ynn|onednn|cudnn|einsum'
-    r'|attention|splash|flash',
+    'matrix products': r'dot|gemm|matmul|conv(?!ert)|cublas|cutlass|xmma|nvjet|ynn|onednn|cudnn'
+    r'|einsum|attention|splash|flash',
     'copies': r'memcpy|memset|infeed|outfeed|host-transfer'
     r'|^(wrapped_)?((copy|transpose|bitcast|slice|reshape|concatenate)[-_]?)+(start|done|fusion)?'
     r'( |$)',

@@ -17,6 +17,7 @@ from mtpt.__main__ import main
 from mtpt.chips import topology
 from mtpt.mesh import MeshConfig
 from mtpt.plan import abstract
+from tests import registries
 
 DATA = pathlib.Path(
     os.environ.get('MTPT_DATA', pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data')
@@ -48,6 +49,12 @@ SHRUNK = (
     *('data.mode=stream', 'data.batch_size=8', 'data.row_groups=4', 'data.accumulation=1'),
     *('checkpoint.every=0', 'log.tensorboard=False', 'evaluate.bootstrap=10'),
 )  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def own_registries():
+    with registries.restored():
+        yield
 
 
 @pytest.mark.parametrize('name', flags.names())

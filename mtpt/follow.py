@@ -19,6 +19,7 @@ import rich.console
 from mtpt import files, opened, record, stages
 from mtpt import run as runs
 from mtpt.checkpoint import Checkpoints
+from mtpt.checkpoint.damaged import steps_in
 from mtpt.config import UserError
 from mtpt.exams import Exams, averages_of, place_of
 from mtpt.log import FOLLOWED, finite
@@ -146,7 +147,7 @@ class Follower:
             try:
                 model = opened.restored(asked.run, self.workdir, step, asked.manifest)
             except UserError as error:
-                self._leave(run, step, error)
+                self._leave(step, error)
                 return False
             vocabulary, model_cfg, mesh, params, _ = model
             told = (asked.manifest, vocabulary, model_cfg, mesh, self.workdir)
@@ -157,10 +158,10 @@ class Follower:
             self._write_metrics()
         return True
 
-    def _leave(self, run: Run, step: int, error: UserError) -> None:
+    def _leave(self, step: int, error: UserError) -> None:
         """A checkpoint that cannot be read: pruned under our hands, or damaged."""
         self._failed[step] = self._failed.get(step, 0) + 1
-        if step not in Checkpoints(self.workdir, run.checkpoint, read_only=True).steps():
+        if step not in steps_in(self.workdir / 'checkpoints'):
             self._failed[step] = TRIES
             self._say(f'checkpoint {step} was removed before it could be examined; going on')
         elif self._failed[step] >= TRIES:

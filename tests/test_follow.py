@@ -7,6 +7,7 @@ import threading
 import pytest
 import tiny
 
+from mtpt import checkpoint as ckpt
 from mtpt import follow as module
 from mtpt.__main__ import main
 from mtpt.checkpoint import Checkpoints
@@ -122,6 +123,30 @@ def test_a_checkpoint_that_is_pruned_meanwhile_stops_nothing(run, monkeypatch):
     count, told = follow(run)
     assert count == 2 and judged(run) == [2, 6]
     assert len(told) == 1 and 'checkpoint 4 was removed' in told[0]
+
+
+def test_a_checkpoint_that_goes_while_the_folder_is_opened_stops_nothing(run, monkeypatch):
+    real, opened = ckpt._Manager, []
+
+    def manager(folder, **kept):
+        opened.append(folder)
+        if len(opened) == 2:  # the run's last: the step was listed, and then it went
+            shutil.rmtree(folder / '2')
+            raise FileNotFoundError(folder / '2')
+        return real(folder, **kept)
+
+    monkeypatch.setattr(ckpt, '_Manager', manager)
+    count, told = follow(run)
+    assert count == 2 and judged(run) == [4, 6] and len(told) == 1 and 'removed' in told[0]
+
+
+def test_a_folder_that_cannot_be_opened_and_does_not_change_is_said(run, monkeypatch):
+    def manager(folder, **kept):
+        raise FileNotFoundError(folder / '2')
+
+    monkeypatch.setattr(ckpt, '_Manager', manager)
+    with pytest.raises(UserError, match='checkpoint cannot be opened'):
+        Checkpoints(run, read_only=True)
 
 
 def test_a_damaged_checkpoint_is_named_and_left_out(run):

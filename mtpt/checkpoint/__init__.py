@@ -329,12 +329,16 @@ class Checkpoints:
             # Else the others wait for a folder that process 0 could not make.
             create_directories_asynchronously=hosts.number() == 1,
         )
-        with self._explained('cannot be opened'):
-            self._manager = _Manager(
-                self.folder,
-                options=_options(self.cfg, self._read_only, writing, self._regular),
-                item_handlers=handlers,
-            )
+        options = _options(self.cfg, self._read_only, writing, self._regular)
+        while True:
+            before = damaged.steps_in(self.folder)
+            try:
+                with self._explained('cannot be opened'):
+                    self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
+                return
+            except UserError:  # under a reader's hands the run may have removed one
+                if not self._read_only or damaged.steps_in(self.folder) == before:
+                    raise
 
     def _open_again(self) -> None:
         """Forgets a save that failed, with what it has left."""

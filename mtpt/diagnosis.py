@@ -19,7 +19,7 @@ from mtpt.data.packing import Batch, Example
 from mtpt.files import write
 from mtpt.mesh import MeshConfig
 from mtpt.settings import Run
-from mtpt.train.loop import TrainConfig
+from mtpt.train.config import TrainConfig
 from mtpt.train.replay import NAMED, Found, Replay, gathered
 from mtpt.train.state import TrainState
 from mtpt.vocabulary import Vocabulary

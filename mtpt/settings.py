@@ -14,7 +14,7 @@ from mtpt.log import LogConfig
 from mtpt.mesh import MeshConfig
 from mtpt.model.config import ModelConfig
 from mtpt.prepare import ExamPlan, HeldOut, TasksConfig
-from mtpt.train.loop import TrainConfig
+from mtpt.train.config import TrainConfig
 from mtpt.train.optimizer import OptimizerConfig
 from mtpt.train.state import InitFromConfig
 from mtpt.watch.watchdog import WatchdogConfig

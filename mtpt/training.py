@@ -45,10 +45,13 @@ from mtpt.opened import model_of
 from mtpt.settings import Run
 from mtpt.stages import Leg
 from mtpt.train import spikes
-from mtpt.train.loop import Beside, Start, begin, fit, loss_settings
+from mtpt.train.config import loss_settings
+from mtpt.train.loop import Beside, Trainer
 from mtpt.train.optimizer import Optimizer, make_optimizer
 from mtpt.train.replay import Replay
+from mtpt.train.start import Start, begin
 from mtpt.train.state import InitFromConfig, TrainState, with_optimizer, with_spikes
+from mtpt.train.validation import Judges
 from mtpt.vocabulary import Vocabulary, common_ids, load
 from mtpt.watch import boards
 from mtpt.watch.goodput import begun
@@ -195,27 +198,31 @@ class _Course:
         labels = None
         if self.model_cfg.heads:
             labels = Labels(self.model_cfg.heads, self.manifest, self.vocabulary)
-        fitted = fit(
+        judges = Judges(
+            _validation(leg.run, table, labels, meshes.share(self.mesh)),
+            leg.run.train.validate_every,
+            exams.when_due,
+            math.gcd(*(plan.every for plan in self.run.exams.values())),
+            partial(_routed, self.workdir, self.model_cfg, self.manifest),
+        )
+        trainer = Trainer(
             leg.run.train,
             self.model_cfg,
             tx,
-            state,
-            recent.watched(_labelled(labels, _watched(steered, loader, writer.say))),
-            mesh=self.mesh,
-            tasks=self.manifest.names[1:],
-            task_scale=scale,
-            writer=writer,
-            checkpoints=self.checkpoints,
+            self.mesh,
+            self.manifest.names[1:],
+            writer,
+            self.checkpoints,
             provenance=lambda: record.provenance(self.run, self.manifest, self.model_cfg, loader),
-            validation=_validation(leg.run, table, labels, meshes.share(self.mesh)),
-            evaluate=exams.when_due,
-            evaluate_every=math.gcd(*(plan.every for plan in self.run.exams.values())),
-            routed=partial(_routed, self.workdir, self.model_cfg, self.manifest),
+            judges=judges,
             steered=steered,
+            task_scale=scale,
             more=leg.last < self.run.train.steps,
             diagnose=self._diagnosis(leg, recent, scale),
             beside=self.beside,
         )
+        batches = recent.watched(_labelled(labels, _watched(steered, loader, writer.say)))
+        fitted = trainer.fit(state, batches)
         return fitted.state, fitted.position
 
     def _recent(self, leg: Leg, loader: Loader, state: TrainState) -> Recent:

@@ -15,8 +15,10 @@ import test_train as base
 from mtpt.checkpoint import CheckpointConfig, Checkpoints
 from mtpt.config import UserError
 from mtpt.log import LogConfig, Writer, read_metrics
-from mtpt.train.loop import TrainConfig, begin, fit
+from mtpt.train.config import TrainConfig
+from mtpt.train.loop import Trainer
 from mtpt.train.spikes import SpikesConfig, check, judge, start
+from mtpt.train.start import begin
 from mtpt.train.state import new_state, with_spikes
 
 EVERY = 4
@@ -49,10 +51,8 @@ def train(folder, steps, rule='skip', at=(SPIKE,), every=EVERY):
     data = base.loader(begun.position, functools.partial(heavy, at=at))
     log = LogConfig(every=1, tensorboard=False)
     with Writer(folder, base.TASKS, steps, log, step=begun.step) as writer:
-        fitted = fit(
-            cfg, base.MODEL, tx, begun.state, data, mesh=base.mesh(), tasks=base.TASKS,
-            writer=writer, checkpoints=checkpoints,
-        )  # fmt: skip
+        trainer = Trainer(cfg, base.MODEL, tx, base.mesh(), base.TASKS, writer, checkpoints)
+        fitted = trainer.fit(begun.state, data)
     checkpoints.close()
     return fitted.state
 

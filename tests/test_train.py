@@ -22,12 +22,15 @@ from mtpt.log import LogConfig, Writer, read_metrics, trim
 from mtpt.mesh import MeshConfig, act, make_mesh, place
 from mtpt.model import functional
 from mtpt.model.config import ModelConfig, resolve
+from mtpt.train.config import TrainConfig
 from mtpt.train.host import Prefetch
-from mtpt.train.loop import Interrupted, TrainConfig, begin, fit
+from mtpt.train.loop import Interrupted, Trainer
 from mtpt.train.loss import normalizer, task_sums, token_losses
 from mtpt.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
+from mtpt.train.start import begin
 from mtpt.train.state import InitFromConfig, init_from, new_state
 from mtpt.train.step import make_train_step
+from mtpt.train.validation import Judges
 from mtpt.trees import flatten
 
 TASKS = ['add', 'sort', 'copy']
@@ -89,10 +92,9 @@ def train(workdir, steps, data=loader, **settings):
     start = begin(cfg, MODEL, tx, mesh(), checkpoints)
     log = LogConfig(every=2, tensorboard=False)
     with Writer(workdir, TASKS, steps, log, step=start.step) as writer:
-        state, figures, _ = fit(
-            cfg, MODEL, tx, start.state, data(start.position), mesh=mesh(), tasks=TASKS,
-            writer=writer, checkpoints=checkpoints, validation=lambda: [batch(seed=-1 % 99)],
-        )  # fmt: skip
+        judges = Judges(lambda: [batch(seed=-1 % 99)], cfg.validate_every)
+        trainer = Trainer(cfg, MODEL, tx, mesh(), TASKS, writer, checkpoints, judges=judges)
+        state, figures, _ = trainer.fit(start.state, data(start.position))
     return state, figures
 
 

@@ -28,7 +28,7 @@ from mtpt.model.parts import named_experts, routers
 from mtpt.model.sizes import SIZES
 from mtpt.settings import Run
 from mtpt.stages import Leg
-from mtpt.train.loop import loss_settings
+from mtpt.train.config import loss_settings
 from mtpt.train.optimizer import Optimizer, make_optimizer
 from mtpt.train.state import TrainState, new_state, on_mesh
 from mtpt.train.step import make_train_step
@@ -244,7 +244,7 @@ def abstract_batch(run: Run, cfg: ModelConfig, mesh: Any) -> dict[str, jax.Shape
 
 
 def train_step(run: Run, cfg: ModelConfig, tx: Optimizer, M: int) -> Callable[[Any, Any], Any]:
-    """The step that `train.loop.fit` compiles; scales of tasks are stand-ins, of the same shape."""
+    """The step that a `Trainer` compiles; scales of tasks are stand-ins, of the same shape."""
     scale = (1.0,) * (M + 1) if run.train.loss_scaling != 'none' else None
     settings = loss_settings(run.train) | dict(spikes=run.train.spikes)
     return make_train_step(cfg, tx, M, task_scale=scale, **settings)

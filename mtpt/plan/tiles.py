@@ -45,8 +45,14 @@ def _filled(shape: tuple[int, ...], itemsize: int, tiles: Tiles) -> float:
     if tiles.lanes == 1 or len(shape) < 2:
         return 1.0
     lane = [_up(n, tiles.lanes) for n in shape]
-    below = [_up(n, tiles.sublanes * max(1, 4 // itemsize)) for n in shape]
+    most, packed = tiles.sublanes * max(1, 4 // itemsize), max(1, 4 // itemsize)
+    below = [_up(n, min(most, max(packed, _power_of_two(n)))) for n in shape]
     return min(lane[i] * below[j] for i in range(len(shape)) for j in range(len(shape)) if i != j)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest at or above n: a chip has tiles of 1, 2 and 4 rows for what is so small."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def _up(n: int, tile: int) -> float:

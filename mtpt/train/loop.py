@@ -1,7 +1,7 @@
 """The training loop: no waiting for the device between steps; metrics are read one step late."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,63 +14,22 @@ from mtpt.config import UserError
 from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
 from mtpt.mesh import place, share
-from mtpt.model import functional
+from mtpt.model.config import ModelConfig
 from mtpt.statuses import INTERRUPTED, REQUEUE
+from mtpt.train.config import TrainConfig, loss_settings
 from mtpt.train.host import CTRL_C, Prefetch, Signals, Straight
 from mtpt.train.late import Late
 from mtpt.train.optimizer import Optimizer
 from mtpt.train.saving import Saving, let_finish
-from mtpt.train.spikes import Rollbacks, SpikesConfig
-from mtpt.train.state import (
-    InitFromConfig,
-    TrainState,
-    abstract_state,
-    init_from,
-    new_state,
-)
+from mtpt.train.spikes import Rollbacks
+from mtpt.train.state import TrainState
 from mtpt.train.step import make_train_step
-from mtpt.train.validation import judging
+from mtpt.train.validation import Judges
 from mtpt.watch.goodput import Goodput
 from mtpt.watch.profiling import Tracer
 from mtpt.watch.watchdog import Watchdog
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A run's length and its loss.
-
-    steps: 0 for as many as the stages make together, or 1,000 without any.
-    loss_normalizing_factor: 'tokens', 'positions' or a number (see `train.loss.normalizer`);
-    loss_scaling: 'none', or 'labels' to divide the loss of a task by the logarithm of the number of
-    its answers, of the vocabulary where they are free (Muppet, 2101.11038, section 3.2);
-    max_skipped: how many updates in a row may be left out for not being finite before the run
-    stops; replays: how many of those steps are taken again to find what was behind them;
-    spikes: what is done about losses that stand out;
-    validate_every counts steps (0: at the end only); prefetch: batches made ahead, in a thread (0:
-    each when it is asked for, and every step is waited for).
-    """
-
-    steps: int = 0
-    seed: int = 0
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
-    loss_normalizing_factor: str | float = 'tokens'
-    loss_scaling: str = 'none'
-    max_skipped: int = 10
-    replays: int = 3
-    spikes: SpikesConfig = dataclasses.field(default_factory=SpikesConfig)
-    validate_every: int = 500
-    prefetch: int = 2
-
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f'train.label_smoothing={self.label_smoothing} must be in [0, 1)')
-        if self.loss_scaling not in ('none', 'labels'):
-            raise UserError(f"train.loss_scaling={self.loss_scaling!r} must be 'none' or 'labels'")
-        least_of = dict(steps=0, seed=0, max_skipped=1, replays=0, validate_every=0, prefetch=0)
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise UserError(f'train.{name}={getattr(self, name)} must be at least {least}')
+Loader = Iterator[tuple[dict[str, np.ndarray], Mapping[str, Any]]]
 
 
 class Interrupted(UserError):
@@ -104,187 +63,175 @@ def alone() -> Beside:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a run begins; position and provenance are those of the run that is gone on with."""
+class Trainer:
+    """Trains a model, saves it, has it judged, and stops when it is asked to.
 
-    state: TrainState
-    step: int = 0
-    position: dict[str, Any] | None = None
-    provenance: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
-
-
-def begin(
-    cfg: TrainConfig,
-    model_cfg: Any,
-    tx: Optimizer,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    source: InitFromConfig | None = None,
-    rows: Mapping[int, int] | None = None,
-    tasks: Mapping[int, int] | None = None,
-) -> Start:
-    """Makes the state to train from; a checkpoint of the run itself goes before `source`.
-
-    rows, tasks: where what `source` learnt of a token and of a task goes (see `init_from`).
-
-    Raises:
-      UserError: a checkpoint that is damaged or of another model.
-    """
-    step = checkpoints.latest()
-    if step is not None:
-        abstract = abstract_state(model_cfg, tx, mesh, spikes=cfg.spikes)
-        state, position, provenance = checkpoints.load(step, abstract)
-        notes = (*checkpoints.notes, f'going on from step {step}')
-        return Start(state, step, position, provenance, notes)
-    with jax.set_mesh(mesh):
-        state, notes = new_state(model_cfg, tx, cfg.seed, spikes=cfg.spikes), []
-        if source is not None and source.path:
-            dims = functional.dims(model_cfg)
-            params, notes = init_from(source, state.params, dims, rows, tasks, model_cfg)
-            state = state._replace(params=params)
-    return Start(state, notes=tuple(notes))
-
-
-def fit(
-    cfg: TrainConfig,
-    model_cfg: Any,
-    tx: Optimizer,
-    state: TrainState,
-    loader: Iterator[tuple[dict[str, np.ndarray], Mapping[str, Any]]],
-    *,
-    mesh: jax.sharding.Mesh,
-    tasks: Sequence[str],
-    writer: Writer,
-    checkpoints: Checkpoints,
-    provenance: Callable[[], Mapping[str, Any]] = dict,
-    validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None,
-    evaluate: Callable[[int, Any], Mapping[str, float]] | None = None,
-    evaluate_every: int = 0,
-    routed: Callable[[int, Mapping[str, np.ndarray]], Mapping[str, float]] | None = None,
-    steered: Any = None,
-    task_scale: tuple[float, ...] | None = None,
-    more: bool = False,
-    diagnose: Callable[[int, TrainState], str | None] | None = None,
-    beside: Beside | None = None,
-) -> Fitted:
-    """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
-
-    Args:
-      loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...]; the
-        position is what a loader needs to go on after that batch.
+    Attributes:
       tasks: the names of the tasks with ids 1, 2, ...
       provenance: gives what is saved with every checkpoint, as it is at that time.
-      validation: makes the validation batches anew each time.
-      evaluate: gives flat metrics for (step, params), every `evaluate_every` steps (0: never).
-      routed: gives flat metrics for (step, counts) after a validation of a model with experts; the
-        counts are those of `make_validation_step`, 'routing/*'.
+      judges: what the model is judged by on the way.
       steered: the `data.steering.Steered` that the loader draws from, told of every step's losses.
       task_scale: what the loss of each task id is multiplied by.
       more: whether the run goes on after `cfg.steps`, so that a wish to stop counts to the last.
       diagnose: tells, from (step, the state of now), what was behind an update that was left out.
       beside: what counts its time, watches and traces it.
-
-    Raises:
-      UserError: the data ended or failed, or too many updates in a row were not finite.
-      SaveFailed: the last save failed; one that fails on the way is said and tried again.
-      Interrupted: Ctrl-C, SIGTERM or a notice; the step was finished and saved.
     """
-    step, position, figures = int(state.step), None, {}
-    if step >= cfg.steps:
-        writer.say(
-            f'nothing to do: {step} of {cfg.steps} steps are done; raise train.steps to go on'
+
+    cfg: TrainConfig
+    model_cfg: ModelConfig
+    tx: Optimizer
+    mesh: jax.sharding.Mesh
+    tasks: Sequence[str]
+    writer: Writer
+    checkpoints: Checkpoints
+    _: dataclasses.KW_ONLY
+    provenance: Callable[[], Mapping[str, Any]] = dict
+    judges: Judges = dataclasses.field(default_factory=Judges)
+    steered: Any = None
+    task_scale: tuple[float, ...] | None = None
+    more: bool = False
+    diagnose: Callable[[int, TrainState], str | None] | None = None
+    beside: Beside = dataclasses.field(default_factory=alone)
+
+    def fit(self, state: TrainState, loader: Loader) -> Fitted:
+        """Trains from `state` (which is used up) to `cfg.steps`, and saves at the end.
+
+        loader: gives (batch, position); a batch is [B, ...] or, accumulated, [A, B / A, ...]; the
+        position is what a loader needs to go on after that batch.
+
+        Raises:
+          UserError: the data ended or failed, or too many updates in a row were not finite.
+          SaveFailed: the last save failed; one that fails on the way is said and tried again.
+          Interrupted: Ctrl-C, SIGTERM or a notice; the step was finished and saved.
+        """
+        step, last = int(state.step), self.cfg.steps
+        if step >= last:
+            self.writer.say(
+                f'nothing to do: {step} of {last} steps are done; raise train.steps to go on'
+            )
+            return Fitted(state, {}, None)
+        self.beside.watchdog.anew()
+        notices = self.checkpoints.cfg.notices
+        with jax.set_mesh(self.mesh), Signals(self.writer.say, notices) as signals:
+            course = _Course(self, state, signals)
+            course.run(loader)
+        stopped = course.step < last or (self.more and signals.agreed(course.step))
+        failed = course.saving.failed
+        if failed and (stopped or not self.more):
+            raise failed
+        if stopped:
+            status = INTERRUPTED if signals.asked == CTRL_C else REQUEUE
+            raise Interrupted(_farewell(signals.asked, course.step, self.checkpoints), status)
+        return Fitted(course.state, course.figures, course.whole_position())
+
+
+class _Course:
+    """A fit under way: where it is by now, and what is still to be read and saved of it."""
+
+    def __init__(self, by: Trainer, state: TrainState, signals: Signals):
+        self.state, self.step, self.figures = state, int(state.step), dict[str, float]()
+        self.saving = Saving(by.checkpoints, by.writer.say)
+        self._by, self._signals, self._clock = by, signals, by.beside.clock
+        self._beat = by.beside.watchdog.beat
+        self._position: Mapping[str, Any] | None = None
+        self._judged, self._first = dict[str, float](), True
+        cfg, writer, checkpoints = by.cfg, by.writer, by.checkpoints
+        self._late = Late(
+            cfg.max_skipped, by.tasks, writer, checkpoints, by.steered, by.beside.watchdog
         )
-        return Fitted(state, figures, position)
-    clock, watchdog, tracer = beside or alone()
-    watchdog.anew()
-    late = Late(cfg.max_skipped, tasks, writer, checkpoints, steered, watchdog)
-    judged: dict[str, float] = {}
-    saving = Saving(checkpoints, writer.say)
-    said = writer.say, writer.write
-    late.rollbacks = Rollbacks(cfg.spikes, checkpoints, *said, saving.wait)
+        self._late.rollbacks = self._rollbacks = Rollbacks(
+            cfg.spikes, checkpoints, writer.say, writer.write, self.saving.wait
+        )
+        self._late.diagnose = by.diagnose and self._diagnosed
+        settings = loss_settings(cfg) | dict(spikes=cfg.spikes, task_scale=by.task_scale)
+        self._train_step = make_train_step(by.model_cfg, by.tx, len(by.tasks), **settings)
+        self._judge = by.judges.judge(
+            by.model_cfg, by.tasks, by.mesh, checkpoints.judged, self._late.settle, self._beat
+        )
 
-    def save():
-        with clock.spent('steps'):
-            late.settle()
-        writer.flush()
-        with clock.spent('saving'):
-            watchdog.beat(f'saving step {step}')
-            saving.save(step, state, whole(position), provenance(), judged)
-        writer.pause()
-
-    def diagnosed(step):
-        with clock.spent('other'):  # it trains nothing
-            return diagnose(step, state)
-
-    def whole(position):
-        known = position | steered.state() if steered else position
-        return _of_all_hosts(known, state, share(mesh).holders)
-
-    late.diagnose = diagnose and diagnosed
-    with jax.set_mesh(mesh), Signals(writer.say, checkpoints.cfg.notices) as signals:
-        settings = loss_settings(cfg) | dict(spikes=cfg.spikes)
-        train_step = make_train_step(model_cfg, tx, len(tasks), task_scale=task_scale, **settings)
-        judge = judging(
-            (cfg.validate_every, evaluate_every), cfg.steps, model_cfg, tasks, mesh, validation,
-            evaluate, checkpoints.judged, routed, watchdog.beat,
-        )  # fmt: skip
-        batches, first = _batches(loader, mesh, cfg.prefetch), True
+    def run(self, loader: Loader) -> None:
+        """Goes to the last step, or to where it is asked to stop, and saves there."""
+        batches = _batches(loader, self._by.mesh, self._by.cfg.prefetch)
         try:
-            state = late.rollbacks.resumed(state)
-            while step < cfg.steps and not signals.agreed(step):
-                watchdog.beat(f'batch of step {step + 1}', step + 1)
-                with clock.spent('data'):
-                    item = batches.take(signals.alone)
+            self.state = self._rollbacks.resumed(self.state)
+            while self.step < self._by.cfg.steps and not self._signals.agreed(self.step):
+                self._beat(f'batch of step {self.step + 1}', self.step + 1)
+                with self._clock.spent('data'):
+                    item = batches.take(self._signals.alone)
                 if item is None:
                     continue
-                batch, position = item
-                watchdog.beat(f'step {step + 1}')
-                with clock.spent('profiling'):
-                    if tracer.step(step, state):
-                        writer.pause()
-                if not first:
-                    writer.resume(step)
-                with clock.spent('compiling' if first else 'steps'):
-                    state, metrics = train_step(state, batch)
-                step += 1
-                with clock.spent('steps'):
-                    late.push(step, metrics)
-                    if first or not cfg.prefetch or (steered and steered.due(step)):
-                        late.settle()
-                first, before = False, state
-                state = late.rollbacks.applied(state)
-                if state is not before:
-                    writer.pause()
-                judged = {}
-                with clock.spent('evaluating'), signals.breakable():
-                    judged = {} if signals.alone() else judge(step, state.params, late.settle)
-                if judged:
-                    writer.write(step, judged)
-                    figures |= judged
-                    writer.pause()
-                saving.look()
-                if checkpoints.due(step):
-                    save()
-            signals.saving = True
-            if position is not None:
-                save()
-            with clock.spent('saving'):
-                watchdog.beat('saving the last checkpoint')
-                saving.wait()
+                batch, self._position = item
+                self._take(batch)
+                self._have_judged()
+                self.saving.look()
+                if self._by.checkpoints.due(self.step):
+                    self._save()
+            self._signals.saving = True
+            if self._position is not None:
+                self._save()
+            with self._clock.spent('saving'):
+                self._beat('saving the last checkpoint')
+                self.saving.wait()
         finally:
-            tracer.close()
-            if steered:
-                steered.close()
+            self._by.beside.tracer.close()
+            if self._by.steered:
+                self._by.steered.close()
             batches.close()
-            let_finish(checkpoints)
-    stopped = step < cfg.steps or (more and signals.agreed(step))
-    if saving.failed and (stopped or not more):
-        raise saving.failed
-    if stopped:
-        status = INTERRUPTED if signals.asked == CTRL_C else REQUEUE
-        raise Interrupted(_farewell(signals.asked, step, checkpoints), status)
-    return Fitted(state, figures, position and whole(position))
+            let_finish(self._by.checkpoints)
+
+    def whole_position(self) -> Mapping[str, Any] | None:
+        """Where the data of all hosts has come to; None where nothing was trained on."""
+        if self._position is None:
+            return None
+        steered = self._by.steered
+        known = self._position | steered.state() if steered else self._position
+        return _of_all_hosts(known, self.state, share(self._by.mesh).holders)
+
+    def _take(self, batch: Any) -> None:
+        """One step: dispatched, and the figures of the step before read."""
+        by, clock, first = self._by, self._clock, self._first
+        self._beat(f'step {self.step + 1}')
+        with clock.spent('profiling'):
+            if by.beside.tracer.step(self.step, self.state):
+                by.writer.pause()
+        if not first:
+            by.writer.resume(self.step)
+        with clock.spent('compiling' if first else 'steps'):
+            self.state, metrics = self._train_step(self.state, batch)
+        self.step += 1
+        with clock.spent('steps'):
+            self._late.push(self.step, metrics)
+            if first or not by.cfg.prefetch or (by.steered and by.steered.due(self.step)):
+                self._late.settle()
+        self._first, before = False, self.state
+        self.state = self._rollbacks.applied(self.state)
+        if self.state is not before:
+            by.writer.pause()
+
+    def _have_judged(self) -> None:
+        self._judged = {}
+        with self._clock.spent('evaluating'), self._signals.breakable():
+            if not self._signals.alone():
+                last = self.step == self._by.cfg.steps
+                self._judged = self._judge(self.step, self.state.params, last)
+        if self._judged:
+            self._by.writer.write(self.step, self._judged)
+            self.figures |= self._judged
+            self._by.writer.pause()
+
+    def _save(self) -> None:
+        with self._clock.spent('steps'):
+            self._late.settle()
+        self._by.writer.flush()
+        with self._clock.spent('saving'):
+            self._beat(f'saving step {self.step}')
+            told = self.whole_position(), self._by.provenance(), self._judged
+            self.saving.save(self.step, self.state, *told)
+        self._by.writer.pause()
+
+    def _diagnosed(self, step: int) -> str | None:
+        with self._clock.spent('other'):  # it trains nothing
+            return self._by.diagnose(step, self.state)
 
 
 def _batches(loader: Iterator[Any], mesh: jax.sharding.Mesh, ahead: int) -> Prefetch | Straight:
@@ -308,12 +255,6 @@ def _of_all_hosts(
             for host in holders
         ]
     )
-
-
-def loss_settings(cfg: TrainConfig) -> dict[str, Any]:
-    """Those settings of a run that its loss depends on."""
-    names = ('z_loss', 'label_smoothing', 'loss_normalizing_factor')
-    return {name: getattr(cfg, name) for name in names}
 
 
 def _farewell(why: str, step: int, checkpoints: Checkpoints) -> str:

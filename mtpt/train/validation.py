@@ -1,5 +1,6 @@
 """Validation on the way: when it is due, and the losses of all tasks."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,33 +11,56 @@ import numpy as np
 
 from mtpt.config import UserError
 from mtpt.mesh import BATCH_DIMS, place
+from mtpt.model.config import ModelConfig
 from mtpt.train.step import make_validation_step
 
 
-def judging(
-    every, steps, model_cfg, tasks, mesh, validation, evaluate, judges_checkpoint, routed, alive
-) -> Callable[..., dict[str, float]]:
-    """Gives what is due after a step: validation, evaluation, both or nothing.
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What a model is judged by while it trains.
 
-    every: steps between validations, and between evaluations (0: none on the way); the rest is as
-    `loop.fit` and `validate` have it.
+    Attributes:
+      validation: makes the validation batches anew each time, every `validate_every` steps, at the
+        last, and where a checkpoint is judged by it (0: only then).
+      evaluate: gives flat metrics for (step, params), every `evaluate_every` steps (0: never).
+      routed: gives flat metrics for (step, counts) after a validation of a model with experts; the
+        counts are those of `make_validation_step`, 'routing/*'.
     """
-    validate_every, evaluate_every = every
-    sums = validation and make_validation_step(model_cfg, len(tasks))
 
-    def judge(step, params, settle):
-        figures = {}
-        due = _due(validate_every, step) or step == steps
-        if validation and (due or judges_checkpoint(step)):
-            settle()
-            told = partial(routed, step) if routed else None
-            figures |= validate(sums, params, validation(), tasks, mesh, told, alive)
-        if evaluate and _due(evaluate_every, step):
-            settle()
-            figures |= evaluate(step, params)
-        return figures
+    validation: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None
+    validate_every: int = 0
+    evaluate: Callable[[int, Any], Mapping[str, float]] | None = None
+    evaluate_every: int = 0
+    routed: Callable[[int, Mapping[str, np.ndarray]], Mapping[str, float]] | None = None
 
-    return judge
+    def judge(
+        self,
+        model_cfg: ModelConfig,
+        tasks: Sequence[str],
+        mesh: jax.sharding.Mesh,
+        judges_checkpoint: Callable[[int], bool],
+        settle: Callable[[], None],
+        alive: Callable[..., None],
+    ) -> Callable[[int, Any, bool], dict[str, float]]:
+        """Gives what is due for (step, params, whether it is the last): flat metrics, or nothing.
+
+        settle: called before the model is judged; the rest is as `validate` has it.
+        """
+        sums = self.validation and make_validation_step(model_cfg, len(tasks))
+
+        def judge(step, params, last):
+            figures = {}
+            due = last or _due(self.validate_every, step)
+            if sums and (due or judges_checkpoint(step)):
+                settle()
+                told = partial(self.routed, step) if self.routed else None
+                figures |= validate(sums, params, self.validation(), tasks, mesh, told, alive)
+            if self.evaluate and _due(self.evaluate_every, step):
+                settle()
+                figures |= self.evaluate(step, params)
+            return figures
+
+        return judge
 
 
 def _due(every: int, step: int) -> bool:

@@ -8,7 +8,6 @@ compared with what is wanted before anything is read.
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import pathlib
@@ -22,15 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint._src.futures import future, signaling_client
 
 from mtpt import hosts
 from mtpt.checkpoint import checksums, damaged
 from mtpt.checkpoint.items import joined, plain, rest_of, restoring
+from mtpt.checkpoint.keeping import CheckpointConfig, options_of
 from mtpt.checkpoint.writing import Together
-from mtpt.config import UserError, nearest
-from mtpt.hosts import maintenance, meeting
+from mtpt.config import UserError
+from mtpt.hosts import meeting
 from mtpt.statuses import NOT_SAVED
 from mtpt.trees import flatten
 
@@ -39,38 +38,6 @@ LEFTOVER = '.orbax-checkpoint-tmp'  # how Orbax names what is not whole yet
 # Orbax asks the wall's clock how long it has waited, and gives a save up when that is set ahead.
 for _module in (future, signaling_client):
     _module.time = types.SimpleNamespace(**vars(time) | dict(time=time.monotonic))
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save, and what to keep.
-
-    every counts steps (0: at the end only); minutes, beside it, the time since the save before (0:
-    never). keep and keep_best are numbers of checkpoints, best by `metric`, of which lower is
-    better unless higher_is_better: valid/loss, valid/accuracy, valid/task/NAME/..., or
-    eval/MIXTURE/METRIC of exams that are taken at the steps of checkpoints. notices: where the
-    machine says that it ends, upon which one is saved (see `maintenance.server`).
-    """
-
-    every: int = 500
-    minutes: float = 0.0
-    keep: int = 2
-    keep_best: int = 1
-    metric: str = 'valid/loss'
-    higher_is_better: bool = False
-    notices: str = 'auto'
-
-    def __post_init__(self):
-        for name in ('every', 'minutes', 'keep', 'keep_best'):
-            if getattr(self, name) < 0:
-                raise UserError(f'checkpoint.{name}={getattr(self, name)} must be at least 0')
-        maintenance.server(self.notices)
-        known = ('valid/loss', 'valid/accuracy')
-        if self.metric not in known and not self.metric.startswith(('valid/task/', 'eval/')):
-            raise UserError(
-                f'checkpoint.metric={self.metric!r} is measured by nothing; '
-                f'{nearest(self.metric, known)}, valid/task/NAME/loss, eval/MIXTURE/METRIC'
-            )
 
 
 class SaveFailed(UserError):
@@ -329,7 +296,7 @@ class Checkpoints:
             # Else the others wait for a folder that process 0 could not make.
             create_directories_asynchronously=hosts.number() == 1,
         )
-        options = _options(self.cfg, self._read_only, writing, self._regular)
+        options = options_of(self.cfg, self._read_only, writing, self._regular)
         while True:
             before = damaged.steps_in(self.folder)
             try:
@@ -401,48 +368,6 @@ class Checkpoints:
                 f'{_free(self.folder)}); free some space; whole checkpoints: '
                 f'{_listed(damaged.steps_in(self.folder))}'
             ) from error
-
-
-@dataclasses.dataclass
-class _LatestRegular(policies.PreservationPolicy):
-    """Keeps the last n of those that were due by steps, whatever was saved between them."""
-
-    every: int
-    n: int
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        regular = [c.step for c in checkpoints if c.step % self.every == 0][-self.n :]
-        return [c.step in regular for c in checkpoints]
-
-
-def _options(
-    cfg: CheckpointConfig, read_only: bool, writing: Any, regular: int = 0
-) -> ocp.CheckpointManagerOptions:
-    def score(metrics):
-        return metrics.get(cfg.metric, -math.inf if cfg.higher_is_better else math.inf)
-
-    kept = [policies.LatestN(max(cfg.keep, 1))]
-    if regular and cfg.every:
-        kept.append(_LatestRegular(cfg.every, regular))
-    if cfg.keep_best:
-        kept.append(
-            policies.BestN(
-                get_metric_fn=score,
-                reverse=not cfg.higher_is_better,
-                n=cfg.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return ocp.CheckpointManagerOptions(
-        best_fn=score,
-        best_mode='max' if cfg.higher_is_better else 'min',
-        preservation_policy=policies.AnyPreservationPolicy(kept),
-        # Ours, before the manager opens: its own runs beside the first save, and gets in its way.
-        cleanup_tmp_directories=False,
-        read_only=read_only,
-        create=not read_only,
-        async_options=writing,
-    )
 
 
 def _unless_orbax(record: logging.LogRecord) -> bool:

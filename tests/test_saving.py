@@ -393,6 +393,29 @@ def test_a_validation_is_left_when_a_process_that_is_alone_should_stop():
         assert signals.agreed(1)
 
 
+@contextlib.contextmanager
+def a_library():
+    """Makes an error of its own of whatever is raised in its midst, as JAX's caches do."""
+    try:
+        yield
+    except BaseException as error:
+        raise ValueError('comparing went wrong') from error
+
+
+def test_a_stop_in_the_midst_of_a_library_is_a_stop():
+    with Signals(lambda text: None) as signals:
+        with signals.breakable(), a_library():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        assert signals.agreed(1)
+        with pytest.raises(ValueError, match='of its own'), signals.breakable():
+            raise ValueError('of its own')
+    with pytest.raises(KeyboardInterrupt), Signals(lambda text: None), a_library():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+
 def test_a_supervised_run_that_is_killed_ends_where_an_undisturbed_one_does(
     undisturbed, tmp_path, capsys
 ):

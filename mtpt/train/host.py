@@ -104,7 +104,7 @@ class Signals:
         self.asked: str | None = None
         self.saving = False
         self._say, self._warned, self._before = say, False, {}
-        self._breakable = False
+        self._breakable, self._broken, self._left = False, False, False
         self._meeting = meeting.called('stop') if jax.process_count() > 1 else None
         self._notices, self._end = maintenance.server(notices), lambda: None
 
@@ -139,8 +139,10 @@ class Signals:
                 yield
             finally:
                 self._breakable = False
-        except _Broken:
-            pass
+        except Exception:  # _Broken, or what a library in whose midst it came has made of it
+            if not self._broken:
+                raise
+            self._broken = False
 
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():
@@ -150,10 +152,12 @@ class Signals:
             self._end = maintenance.listen(self._notices, self._noticed)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._end()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._left and isinstance(error, Exception):  # as a library has it
+            raise KeyboardInterrupt from error
 
     def _noticed(self, what: str) -> None:
         self._say(f'{what} came: finishing this step and saving')
@@ -168,10 +172,11 @@ class Signals:
             self.ask(name)
             self._say('the checkpoint is being written; once more to leave without it')
         elif self.asked or self._warned:
+            self._left = True
             raise KeyboardInterrupt
         else:
             self.ask(name)
             self._say('finishing this step and saving; Ctrl-C once more to stop at once')
             if self._breakable:
-                self._breakable = False
+                self._breakable, self._broken = False, True
                 raise _Broken

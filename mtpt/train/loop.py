@@ -145,9 +145,7 @@ class _Course:
         self._late.diagnose = by.diagnose and self._diagnosed
         settings = loss_settings(cfg) | dict(spikes=cfg.spikes, task_scale=by.task_scale)
         self._train_step = make_train_step(by.model_cfg, by.tx, len(by.tasks), **settings)
-        self._judge = by.judges.judge(
-            by.model_cfg, by.tasks, by.mesh, checkpoints.judged, self._late.settle, self._beat
-        )
+        self._judge = by.judges.judging(by.model_cfg, by.tasks, by.mesh, self._beat)
 
     def run(self, loader: Loader) -> None:
         """Goes to the last step, or to where it is asked to stop, and saves there."""
@@ -209,11 +207,15 @@ class _Course:
             by.writer.pause()
 
     def _have_judged(self) -> None:
-        self._judged = {}
+        self._judged, last = {}, self.step == self._by.cfg.steps
+        due = self._by.judges.due(self.step, last, self._by.checkpoints.judged(self.step))
+        if not due:
+            return
+        with self._clock.spent('steps'):
+            self._late.settle()
         with self._clock.spent('evaluating'), self._signals.breakable():
             if not self._signals.alone():
-                last = self.step == self._by.cfg.steps
-                self._judged = self._judge(self.step, self.state.params, last)
+                self._judged = self._judge(self.step, self.state.params, due)
         if self._judged:
             self._by.writer.write(self.step, self._judged)
             self.figures |= self._judged

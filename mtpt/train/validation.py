@@ -33,30 +33,31 @@ class Judges:
     evaluate_every: int = 0
     routed: Callable[[int, Mapping[str, np.ndarray]], Mapping[str, float]] | None = None
 
-    def judge(
+    def due(self, step: int, last: bool, judges_checkpoint: bool) -> list[str]:
+        """What is to be done after a step: 'validate', 'evaluate', both or nothing."""
+        validated = last or judges_checkpoint or _due(self.validate_every, step)
+        wanted = dict(
+            validate=self.validation and validated,
+            evaluate=self.evaluate and _due(self.evaluate_every, step),
+        )
+        return [name for name, is_due in wanted.items() if is_due]
+
+    def judging(
         self,
         model_cfg: ModelConfig,
         tasks: Sequence[str],
         mesh: jax.sharding.Mesh,
-        judges_checkpoint: Callable[[int], bool],
-        settle: Callable[[], None],
         alive: Callable[..., None],
-    ) -> Callable[[int, Any, bool], dict[str, float]]:
-        """Gives what is due for (step, params, whether it is the last): flat metrics, or nothing.
-
-        settle: called before the model is judged; the rest is as `validate` has it.
-        """
+    ) -> Callable[[int, Any, Sequence[str]], dict[str, float]]:
+        """Gives what judges: flat metrics for (step, params, what is due); see `validate`."""
         sums = self.validation and make_validation_step(model_cfg, len(tasks))
 
-        def judge(step, params, last):
+        def judge(step, params, due):
             figures = {}
-            due = last or _due(self.validate_every, step)
-            if sums and (due or judges_checkpoint(step)):
-                settle()
+            if 'validate' in due:
                 told = partial(self.routed, step) if self.routed else None
                 figures |= validate(sums, params, self.validation(), tasks, mesh, told, alive)
-            if self.evaluate and _due(self.evaluate_every, step):
-                settle()
+            if 'evaluate' in due:
                 figures |= self.evaluate(step, params)
             return figures
 

@@ -16,7 +16,7 @@ from mtpt.chips import topology
 from mtpt.config import UserError, read
 from mtpt.mesh import AXES, make_mesh
 from mtpt.model.parts import REMAT
-from mtpt.plan import abstract, compiled, hlo, memory
+from mtpt.plan import abstract, compiled, hlo, liveness, memory
 from mtpt.settings import Run
 from mtpt.train.state import new_state
 
@@ -80,6 +80,17 @@ def test_taking_a_batch_in_parts_lowers_the_peak_and_nothing_else():
     assert whole['peak'] > halves['peak'] > eighths['peak']
     assert halves['activations'] > 1.5 * eighths['activations']
     assert whole['parameters'] == eighths['parameters'] and whole['batch'] == eighths['batch']
+
+
+@pytest.mark.parametrize(('parts', 'copies'), [(1, 0), (8, 2)])
+def test_a_gpu_holds_the_sums_of_an_accumulation_twice(parts, copies):
+    """As XLA has it for CUDA; TPUs and CPUs add in place (docs/benchmarks.md)."""
+    problem = a_problem(a_run(accumulation=parts))
+    nothing = liveness.Course(np.zeros((1, 1)), (((), False),), {}, np.zeros(1), (), 1)
+    told, in_place = (memory.estimate(problem, p, nothing) for p in ('gpu', 'cpu'))
+    given = sum(told[name] for name in ('parameters', 'optimizer', 'batch'))
+    assert told['peak'] == bool(copies) * given + copies * told['gradients']
+    assert in_place['peak'] == 0
 
 
 def test_a_walk_on_one_mesh_tells_of_another_and_of_more_parts():

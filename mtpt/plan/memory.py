@@ -36,14 +36,19 @@ def estimate(
     course = course or course_of(problem, platform)
     factors = course.factors(sizes, parts)
     tiles = TILES.get(platform, Tiles())
-    params = held(problem.state.params, sizes, tiles)
+    params, batch = held(problem.state.params, sizes, tiles), held(problem.batch, sizes, tiles)
+    optimizer, peak = held(problem.state.opt_state, sizes, tiles), (course.live @ factors).max()
+    if (
+        platform == 'gpu' and parts > 1
+    ):  # XLA copies the sums there before the next part adds to them
+        peak = max(peak, params + optimizer + batch + 2 * params)
     return dict(
         parameters=params,
-        optimizer=held(problem.state.opt_state, sizes, tiles),
+        optimizer=optimizer,
         gradients=params,
         activations=float(course.saved @ factors),
-        batch=held(problem.batch, sizes, tiles),
-        peak=float((course.live @ factors).max()),
+        batch=batch,
+        peak=float(peak),
     )
 
 

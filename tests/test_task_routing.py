@@ -31,6 +31,7 @@ from mtpt.score import score
 from mtpt.specialisation import entropy, figures, mutual_information, tables
 from mtpt.task_ids import check_asked, check_names, ids, resolved
 from mtpt.train.state import _fitted
+from mtpt.train.step import accumulated, make_part_loss
 
 # Laws are about numbers, not speed: half of the time to compile.
 jit = partial(jax.jit, compiler_options=dict(xla_backend_optimization_level=0))
@@ -146,6 +147,32 @@ def routed(cfg, task_BTX, ids_BT, key=None, seed=1):
         return choice, grads['kernel'][...]
 
     return jax.tree.map(np.asarray, jit(run)(key))
+
+
+@pytest.mark.parametrize('source', ['id', 'both', 'prompt'])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(source):
+    """JAX cannot add every operation's gradient to a sum in place; those of routing it can."""
+    cfg = config('task', task_from=source, task_choice='soft', forget=0.0)
+    params = init(cfg, 0)
+    rng = np.random.default_rng(0)
+    examples = [(rng.integers(3, V, 6), rng.integers(3, V, 4), task) for task in range(4)] * 4
+    batch = batch_of(examples, 8, 6, packed=False)
+    batch['decoder_target_tokens'] = batch['decoder_input_tokens']
+    batch['decoder_loss_weights'] = np.minimum(batch['decoder_segment_ids'], 1)
+    part = make_part_loss(cfg, M, z_loss=0.0, label_smoothing=0.0)
+
+    def of(params, batch, key):
+        return part(params, batch, key, 1.0, 64.0)
+
+    def summed(params, batch):
+        return accumulated(of, params, batch, jax.random.key(0))[2]
+
+    whole = place(batch, jax.sharding.get_mesh())
+    halves = {name: x.reshape(2, 8, *x.shape[1:]) for name, x in batch.items()}
+    halves = place(halves, jax.sharding.get_mesh())
+    whole = jit(jax.grad(lambda p: of(p, whole, jax.random.key(0))[0]))(params)
+    for a, b in zip(jax.tree.leaves(jit(summed)(params, halves)), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
 def test_gumbel_is_hard_forward_soft_backward_and_one_draw_a_task():

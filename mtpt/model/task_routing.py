@@ -108,8 +108,9 @@ class TaskRepresentation(nnx.Module):
             rate, split = 1 - self.forget, act('BG')
             known_BG &= jax.random.bernoulli(key, rate, known_BG.shape, out_sharding=split)
         table_MX = self.table[...]
-        unknown_X = jnp.mean(table_MX[1:] if self.M else table_MX, 0)
-        unknown_X = unknown_X * (self.source == 'id')
+        # A product and no slice, of which JAX 0.10.2 cannot add the gradient to a sum in place.
+        mean_M = (jnp.arange(len(table_MX)) > 0) / self.M if self.M else jnp.ones(1)
+        unknown_X = einsum('M,MX->X', mean_M, table_MX) * (self.source == 'id')
         found_BGX = rows_of(table_MX, jnp.where(known_BG, tasks_BG, 0))
         return jnp.where(known_BG[..., None], found_BGX, unknown_X)
 

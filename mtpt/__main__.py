@@ -48,7 +48,8 @@ def train(args):
 
     goodput.from_the_start()
     workdir = _needed(args.workdir, 'workdir', 'runs/NAME')
-    with statuses.ends_on_sigterm(), _joined(args, args.run):
+    # JAX takes SIGTERM for itself where processes join.
+    with statuses.ends_on_sigterm(), _joined(args, args.run), statuses.ends_on_sigterm():
         run.train(args.run, workdir, debug=args.debug)
 
 
@@ -264,6 +265,9 @@ def main(argv: list[str]) -> int:
             raise
         print(f'mtpt: {error}', file=sys.stderr)
         return getattr(error, 'status', statuses.BAD_INPUT)
+    except statuses.Ended as ended:
+        print(f'mtpt: {ended}', file=sys.stderr)
+        return ended.status
     except KeyboardInterrupt:
         if debug:
             raise
@@ -341,6 +345,10 @@ def entry():
         status = statuses.FAULT
     if hosts := sys.modules.get('mtpt.hosts'):
         hosts.leave(status)  # where the others would be waited for in vain
+    if status == statuses.INTERRUPTED:  # threads in the midst of a save or a step are left there
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

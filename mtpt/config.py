@@ -7,6 +7,7 @@ dataclass.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -92,6 +93,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
             return {str(k): _coerce(inner, v, f'{path}.{k}') for k, v in value.items()}
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if math.isnan(value):
+                raise UserError(f'{path}={value} is no number; give one')
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

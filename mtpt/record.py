@@ -126,7 +126,10 @@ def facts(settings: Any) -> dict[str, str]:
     settings: the `Run`, or another mapping of what a verb is told.
     """
     told = as_dict(settings) if dataclasses.is_dataclass(settings) else dict(settings)
-    found = {f'config.{name}': str(value) for name, value in trees.flatten(told).items()}
+    found = {
+        f'config.{name.replace("/", ".")}': str(value)
+        for name, value in trees.flatten(told).items()
+    }
     root = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob('*.py')):

@@ -8,8 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from mtpt.config import UserError
-
 FAULT = 1
 BAD_INPUT = 2
 NOT_SAVED = 74
@@ -31,8 +29,8 @@ def table() -> str:
     return '\n'.join(f'  {status:>3}  {meaning}' for status, meaning in MEANING.items())
 
 
-class Ended(UserError):
-    """SIGTERM came while nothing was to be saved."""
+class Ended(BaseException):
+    """SIGTERM came while nothing was to be saved; no error, that some task could be blamed for."""
 
     status = REQUEUE
 

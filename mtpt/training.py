@@ -183,7 +183,8 @@ class _Course:
         """Takes exams of the run that are not left to a follower, and logs their averages."""
         with self.beside.clock.spent('evaluating'):
             done = exams.take(step, state.params, here(self.run.exams, names))
-        writer.write(step, averages(done))
+        if told := averages(done):
+            writer.write(step, told)
         return done
 
     def _run(
@@ -396,7 +397,7 @@ def _tell(workdir: pathlib.Path, manifest: Manifest, loader: Loader) -> None:
     try:
         shares.save(workdir, manifest, loader)
         console.print(f'report: {report.write(workdir)}', soft_wrap=True)
-    except Unwritten as error:  # how the run ended is not for its report to say
+    except UserError as error:  # how the run ended is not for its report to say
         console.print(f'WARNING: no report: {error}', soft_wrap=True)
 
 

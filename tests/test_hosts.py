@@ -255,7 +255,7 @@ def test_real_processes_wait_agree_and_find_what_they_do_not_share(tmp_path):
     for status, said in found:
         assert status == 0, said
         assert 'process 1 on' in said and 'mixture (1, not 0)' in said
-        assert 'do not see what process 0' in said and 'own1' in said
+        assert 'cannot see there what process 0' in said and 'own1' in said
         assert 'No such file' in said
     assert 'process 1 on' in found[0][1] and "did not come to 'never" in found[0][1]
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from labs import FOUR, ONE, TWO, Layout, check_same, losses, micro
+from labs import ONE, TWO, Layout, check_same, losses, micro
 
 from mtpt.log import read_metrics
 
 # What the order of a sum costs in float32: after 12 steps at most 2e-7 of a loss and 2e-6 of the
 # largest weight of a leaf were found; AdamW makes a step as long however small the gradient is.
 LOSS, WEIGHT = 2e-6, 2e-5
-SPLIT = Layout(4, fsdp=2, tensor=2)
-ACROSS = Layout(2, 1, fsdp=2)
+FOUR = Layout(4, fsdp=2, tensor=2)
+DEVICES = Layout(2, 2, data=2, tensor=2)
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def same_to_rounding(lab, workdir):
     check_same(workdir, one, lab.steps, WEIGHT)
 
 
-@pytest.mark.parametrize('layout', [TWO, FOUR, SPLIT, ACROSS], ids=str)
+@pytest.mark.parametrize('layout', [TWO, FOUR, DEVICES], ids=str)
 def test_several_processes_have_the_losses_of_one(lab, layout):
     same_to_rounding(lab, lab.undisturbed(layout))
 

@@ -23,8 +23,9 @@ from mtpt import checkpoint, statuses
 from mtpt.__main__ import main
 from mtpt.checkpoint import CheckpointConfig, Checkpoints, SaveFailed, checksums, damaged
 from mtpt.config import UserError
-from mtpt.hosts import maintenance
+from mtpt.hosts import ending, maintenance
 from mtpt.log import LogConfig, Writer, read_metrics
+from mtpt.train import host, loop
 from mtpt.train.host import Signals
 from mtpt.train.loop import Interrupted
 from mtpt.train.saving import Saving
@@ -414,6 +415,70 @@ def test_a_stop_in_the_midst_of_a_library_is_a_stop():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
+
+
+class Failing(RuntimeError):
+    pass
+
+
+def failing(*args, **kept):
+    raise Failing('out of memory')
+
+
+def test_a_fault_of_the_first_step_is_told_and_has_its_status(tmp_path, monkeypatch, capsys):
+    """The report of a run that logged nothing does not stand before it."""
+    monkeypatch.setattr(loop, 'make_train_step', lambda *args, **kept: failing)
+    config = tiny.write(tmp_path, exams={})
+    words = ['train', f'--config={config}', f'--workdir={tmp_path / "run"}']
+    assert main(words) == statuses.FAULT
+    assert 'Failing: out of memory' in capsys.readouterr().err
+
+
+def test_sigterm_while_a_cache_is_built_is_no_fault_of_a_task(tmp_path, capsys):
+    left_out = dict(held_out=dict(families=('ended_unseen',)), data__on_broken='skip')
+    config = tiny.write(tmp_path, exams={}, data__mixture='ended', **left_out)
+    tasks, again = tmp_path / 'tasks.py', tmp_path / 'again'
+    yields = '        yield dict(a=a'
+    text = tasks.read_text().replace('tiny', 'ended')
+    assert yields in text
+    stop = f'        pathlib.Path({str(again)!r}).exists() or os.kill(os.getpid(), signal.SIGTERM)'
+    tasks.write_text('import os, pathlib, signal\n' + text.replace(yields, f'{stop}\n{yields}'))
+    words = ['train', f'--config={config}', f'--workdir={tmp_path / "run"}']
+    assert main(words) == statuses.REQUEUE
+    assert 'stopped by SIGTERM' in capsys.readouterr().err
+    assert not list(tmp_path.rglob('manifest.json'))
+    again.touch()
+    assert main([*words, '--config.train.steps=1']) == 0
+    assert 'left out' not in str(capsys.readouterr())
+
+
+@pytest.mark.parametrize('agreed', [True, False])
+def test_a_stop_that_all_agreed_on_is_no_news_and_any_other_is_told(monkeypatch, agreed):
+    said = []
+    monkeypatch.setattr(ending, '_broken', False)
+    monkeypatch.setattr(ending, 'tell', lambda key, text: said.append((key, json.loads(text))))
+    monkeypatch.setattr(ending, 'wait_for_all', lambda name, seconds: said.append(seconds))
+    for error, status in ((KeyboardInterrupt(), 130), (statuses.Ended('by SIGTERM'), 75)):
+        said.clear()
+        assert ending.ended(Interrupted('stopped') if agreed else error)
+        told, waits = said[:-1], said[-1]
+        assert (waits == ending.HOUR) == agreed and bool(told) != agreed
+        assert agreed or told[0][1][0] == status
+
+
+def test_jax_is_asked_for_its_sync_point_where_it_has_one(monkeypatch):
+    asked = []
+    meeting = types.SimpleNamespace(reached=lambda step: None, ask=asked.append)
+    monkeypatch.setattr(host.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(host.meeting, 'called', lambda name: meeting)
+    monkeypatch.setattr(
+        host.multihost_utils, 'reached_preemption_sync_point', lambda step: step == 3
+    )
+    with Signals(lambda text: None) as signals:
+        assert not signals.agreed(3)  # JAX's service is off
+        monkeypatch.setattr(host, '_synced', lambda: True)
+        assert not signals.agreed(2) and signals.agreed(3)
+        assert signals.asked == 'a preemption notice'
 
 
 def test_a_supervised_run_that_is_killed_ends_where_an_undisturbed_one_does(

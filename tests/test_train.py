@@ -22,6 +22,7 @@ from mtpt.log import LogConfig, Writer, read_metrics, trim
 from mtpt.mesh import MeshConfig, act, make_mesh, place
 from mtpt.model import functional
 from mtpt.model.config import ModelConfig, resolve
+from mtpt.train import loop
 from mtpt.train.config import TrainConfig
 from mtpt.train.host import Prefetch
 from mtpt.train.loop import Interrupted, Trainer
@@ -169,12 +170,29 @@ def test_a_second_ctrl_c_in_the_middle_of_a_save_breaks_no_checkpoint(tmp_path, 
         wait(self)
 
     monkeypatch.setattr(Checkpoints, 'wait', impatient)
+    monkeypatch.setattr(loop, 'let_finish', lambda *args: pytest.fail('the save was waited for'))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / 'run', 6)
     monkeypatch.undo()
     for folder in ('as left', 'run'):
         assert Checkpoints(tmp_path / folder).latest() in (3, 6)
         same(train(tmp_path / folder, 8)[0], run_to(8))
+
+
+def test_a_stop_while_the_last_checkpoint_becomes_whole_is_a_stop(tmp_path, monkeypatch):
+    """The step was the last, but exams may take hours: the same command goes on with them."""
+    wait = Checkpoints.wait
+
+    def told(self):
+        if self._saving == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, 'wait', told)
+    with pytest.raises(Interrupted, match='stopped by SIGTERM after step 3; checkpoint 3'):
+        train(tmp_path, 3)
+    monkeypatch.undo()
+    same(train(tmp_path, 3)[0], run_to(3))
 
 
 def test_accumulated_parts_give_the_update_of_the_whole():

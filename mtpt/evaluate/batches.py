@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtpt import hosts
 from mtpt.mesh import ACTIVATIONS, act, make_mesh
 
 # On a CPU a compilation of a small model takes about as long as running it over this many
@@ -89,6 +90,8 @@ def late(results: Iterable[tuple[Any, Any]], behind: int = 2) -> Iterator[tuple[
 
     A result is an array or a tree of them.
     """
+    if hosts.one_at_a_time():
+        behind = 0
     waiting: collections.deque = collections.deque()
     for key, value in results:
         waiting.append((key, value))

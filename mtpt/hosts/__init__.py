@@ -23,7 +23,7 @@ from jax._src import clusters  # has no public name; only this package asks it
 
 from mtpt.config import UserError
 from mtpt.hosts import places, roll_call
-from mtpt.hosts.ending import ended, leave, listen, sentence
+from mtpt.hosts.ending import ended, leave, listen, sentence, status_of
 from mtpt.hosts.service import (
     HOUR,
     forget,
@@ -39,7 +39,7 @@ from mtpt.hosts.service import (
 
 __all__ = [
     'HOUR', 'agree', 'check_shared', 'first', 'forget', 'heard', 'index', 'join', 'joined', 'leave',
-    'meet', 'number', 'spelled', 'tell', 'told', 'wait_for_all',
+    'meet', 'number', 'one_at_a_time', 'spelled', 'tell', 'told', 'wait_for_all',
 ]  # fmt: skip
 
 
@@ -167,11 +167,14 @@ def first(name: str, does: Callable[[], Any], seconds: float = 24 * HOUR) -> Non
         try:
             does()
         except BaseException as error:
-            tell(name, sentence(error) or 'it ended')
+            tell(name, json.dumps([status_of(error), sentence(error)]))
             raise
         tell(name, '')
     elif wrong := heard(name, 0, seconds):
-        raise UserError(f'{spelled([0])}: {wrong}')
+        status, text = json.loads(wrong)
+        error = UserError(f'{spelled([0])}: {text}')
+        error.status = status
+        raise error
 
 
 def agree(name: str, facts: Mapping[str, str], seconds: float = HOUR) -> None:
@@ -210,10 +213,10 @@ def check_shared(*folders: pathlib.Path, seconds: float = 30.0) -> None:
         return
     name, token = f'folder/{turn_of("folder")}', f'.seen-by-all-{secrets.token_hex(8)}'
     if index() == 0:
-        written = [i for i, folder in enumerate(folders) if _marked(folder, token)]
-        tell(name, json.dumps([token, written]))
-    token, written = json.loads(heard(name, 0, HOUR))
-    files = [folders[i] / token for i in written]
+        marked = [i for i, folder in enumerate(folders) if _marked(folder, token)]
+        tell(name, json.dumps([token, marked, [str(folders[i]) for i in marked]]))
+    token, marked, written = json.loads(heard(name, 0, HOUR))
+    files = [folders[i] / token for i in marked]
     end = time.monotonic() + seconds
     while not all(file.exists() for file in files) and time.monotonic() < end:
         for file in files:
@@ -228,7 +231,8 @@ def check_shared(*folders: pathlib.Path, seconds: float = 30.0) -> None:
     blind = sorted(i for i, paths in found.items() if paths)
     if blind:
         raise UserError(
-            f'{spelled(blind)} do not see what {spelled([0])} writes into '
+            f'{spelled(blind)} cannot see there what {spelled([0])} writes into its '
+            f'{", ".join(written)}: {spelled(blind[:1])} looked into '
             f'{", ".join(found[blind[0]])}; give a folder that all hosts share (NFS, Lustre, a '
             'mounted bucket)'
         )
@@ -242,6 +246,14 @@ def _marked(folder: pathlib.Path, token: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def one_at_a_time() -> bool:
+    """Whether programs that could be under way at once have to be waited for, each.
+
+    On CPUs of several processes they may meet in another order in each, and wait forever.
+    """
+    return number() > 1 and jax.default_backend() == 'cpu'
 
 
 def meet(mesh: jax.sharding.Mesh) -> None:

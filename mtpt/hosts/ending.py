@@ -40,8 +40,8 @@ def ended(error: BaseException) -> BaseException:
     """Tells the others why this process ends; gives what is to be raised here."""
     global _broken
     _broken = True
-    status, text = _status(error), sentence(error)
-    together = status in (statuses.REQUEUE, statuses.INTERRUPTED)
+    status, text = status_of(error), sentence(error)
+    together = getattr(error, 'agreed', False)
     if _is_lost(error):
         status = statuses.REQUEUE
         text = f'another process of the run is gone ({text[:200]}); started again, it goes on'
@@ -76,12 +76,13 @@ def listen() -> None:
         os._exit(status or statuses.FAULT)
 
 
-def _status(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
+    """The exit status that an error means."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else statuses.FAULT
     if isinstance(error, KeyboardInterrupt):
         return statuses.INTERRUPTED
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | statuses.Ended):
         return getattr(error, 'status', statuses.BAD_INPUT)
     return statuses.FAULT
 
@@ -94,4 +95,5 @@ def _is_lost(error: BaseException) -> bool:
 def sentence(error: BaseException) -> str:
     """An error on one line."""
     said = ' '.join(str(error).split())[:1000]
-    return said if isinstance(error, UserError) else f'{type(error).__name__}: {said}'
+    plain = isinstance(error, UserError | statuses.Ended)
+    return said if plain else f'{type(error).__name__}: {said}'

@@ -15,7 +15,7 @@ from mtpt.data.loader import merge_positions
 from mtpt.log import Writer
 from mtpt.mesh import place, share
 from mtpt.model.config import ModelConfig
-from mtpt.statuses import INTERRUPTED, REQUEUE
+from mtpt.statuses import INTERRUPTED, REQUEUE, Ended
 from mtpt.train.config import TrainConfig, loss_settings
 from mtpt.train.host import CTRL_C, Prefetch, Signals, Straight
 from mtpt.train.late import Late
@@ -34,6 +34,8 @@ Loader = Iterator[tuple[dict[str, np.ndarray], Mapping[str, Any]]]
 
 class Interrupted(UserError):
     """The run was asked to stop, and has saved itself; the exit status says who asked."""
+
+    agreed = True  # by all processes
 
     def __init__(self, text: str, status: int = REQUEUE):
         super().__init__(text)
@@ -115,13 +117,15 @@ class Trainer:
         with jax.set_mesh(self.mesh), Signals(self.writer.say, notices) as signals:
             course = _Course(self, state, signals)
             course.run(loader)
-        stopped = course.step < last or (self.more and signals.agreed(course.step))
+            stopped = course.step < last or signals.agreed(course.step)
         failed = course.saving.failed
         if failed and (stopped or not self.more):
             raise failed
         if stopped:
             status = INTERRUPTED if signals.asked == CTRL_C else REQUEUE
             raise Interrupted(_farewell(signals.asked, course.step, self.checkpoints), status)
+        if signals.asked:  # of this process alone, and after the last step
+            raise Ended(_farewell(signals.asked, course.step, self.checkpoints))
         return Fitted(course.state, course.figures, course.whole_position())
 
 
@@ -170,12 +174,16 @@ class _Course:
             with self._clock.spent('saving'):
                 self._beat('saving the last checkpoint')
                 self.saving.wait()
+        except KeyboardInterrupt:  # the save under way is left, too
+            raise
+        except BaseException:
+            let_finish(self._by.checkpoints)
+            raise
         finally:
             self._by.beside.tracer.close()
             if self._by.steered:
                 self._by.steered.close()
             batches.close()
-            let_finish(self._by.checkpoints)
 
     def whole_position(self) -> Mapping[str, Any] | None:
         """Where the data of all hosts has come to; None where nothing was trained on."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtpt import hosts
 from mtpt.config import UserError
 from mtpt.mesh import BATCH_DIMS, place
 from mtpt.model.config import ModelConfig
@@ -87,6 +88,8 @@ def validate(
         alive(f'validating batch {i}')
         part = sums(params, place(_flat(batch), mesh))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
+        if hosts.one_at_a_time():
+            jax.block_until_ready(total)
     if total is None:
         raise UserError('validation has no batches; check its split, or set validation off')
     alive('validation, all batches', slow=True)

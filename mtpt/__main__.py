@@ -338,11 +338,12 @@ def entry():
         status = main(sys.argv[1:])
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-    except BaseException:  # of --debug
-        if 'mtpt.hosts' not in sys.modules:
-            raise
+    except BaseException as error:  # of --debug
+        from mtpt.config import UserError
+
         sys.excepthook(*sys.exc_info())
-        status = statuses.FAULT
+        plain = statuses.BAD_INPUT if isinstance(error, UserError) else statuses.FAULT
+        status = statuses.INTERRUPTED if isinstance(error, KeyboardInterrupt) else plain
     if hosts := sys.modules.get('mtpt.hosts'):
         hosts.leave(status)  # where the others would be waited for in vain
     if status == statuses.INTERRUPTED:  # threads in the midst of a save or a step are left there

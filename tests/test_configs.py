@@ -1,6 +1,6 @@
 """The shrunk law: every file in configs/ shrinks to a tiny run and takes a step.
 
-And the plan law: those for machines that are not here type-check on their declared mesh.
+And the plan law: those for machines that are not here type-check and fit on their declared mesh.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from mtpt import flags, tasks
 from mtpt.__main__ import main
 from mtpt.chips import topology
 from mtpt.mesh import MeshConfig
-from mtpt.plan import abstract
+from mtpt.plan import abstract, memory
 from tests import registries
 
 DATA = pathlib.Path(
@@ -92,7 +92,7 @@ def _declared(name):
 
 
 @pytest.mark.parametrize('name', [n for n in flags.names() if _declared(n)])
-def test_a_config_for_a_pod_type_checks_on_its_declared_mesh(name):
+def test_a_config_for_a_pod_type_checks_and_fits_on_its_declared_mesh(name):
     run, target = flags.load(name), topology(_declared(name))
     if run.mesh == MeshConfig():
         pytest.skip(f'{name} declares a topology for its larger models, and no mesh')
@@ -105,3 +105,4 @@ def test_a_config_for_a_pod_type_checks_on_its_declared_mesh(name):
         for old, new in zip(before, jax.tree.leaves(after.params), strict=True):
             assert old.sharding.spec == new.sharding.spec and old.shape == new.shape
         assert metrics['task/loss_sum'].shape == (151,)
+        assert memory.estimate(problem, target.chip.platform)['peak'] < target.chip.usable

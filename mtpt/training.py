@@ -15,6 +15,7 @@ import rich.console
 from mtpt import (
     hosts,
     layout,
+    lineage,
     lock,
     prepare,
     record,
@@ -50,9 +51,9 @@ from mtpt.train.loop import Beside, Trainer
 from mtpt.train.optimizer import Optimizer, make_optimizer
 from mtpt.train.replay import Replay
 from mtpt.train.start import Start, begin
-from mtpt.train.state import InitFromConfig, TrainState, with_optimizer, with_spikes
+from mtpt.train.state import TrainState, with_optimizer, with_spikes
 from mtpt.train.validation import Judges
-from mtpt.vocabulary import Vocabulary, common_ids, load
+from mtpt.vocabulary import Vocabulary, load
 from mtpt.watch import boards
 from mtpt.watch.goodput import begun
 
@@ -98,12 +99,13 @@ def _train(
     checkpoints = Checkpoints(workdir, run.checkpoint, regular=regular)
     if step := checkpoints.latest():
         stages.check_goes_on(record.run_of(workdir), run, step, workdir)
-        _check_tasks(checkpoints, model_cfg, manifest, workdir)
+        lineage.check_tasks(checkpoints, model_cfg, manifest, workdir)
     leg = stages.leg_of(legs, step or 0)
     tx = _optimizer(run, leg, model_cfg)
-    rows, tasks = _rows_from(run.init_from, vocabulary), _tasks_from(run.init_from, manifest)
-    start = begin(leg.run.train, model_cfg, tx, mesh, checkpoints, run.init_from, rows, tasks)
-    _check_order(start, manifest, run)
+    source = run.init_from
+    gone_to = lineage.rows_from(source, vocabulary), lineage.tasks_from(source, manifest)
+    start = begin(leg.run.train, model_cfg, tx, mesh, checkpoints, source, *gone_to)
+    lineage.check_order(start, manifest, run)
     record.write_config(run, workdir, model_cfg, mesh)
     beside = beside_of(run, workdir, start.step, began)
     course = _Course(
@@ -284,19 +286,6 @@ def _table(manifest: Manifest, leg: Leg) -> Manifest:
     return manifest.at(leg.run.data.mixture, stages.mixtures(leg))
 
 
-def _check_tasks(
-    checkpoints: Checkpoints, cfg: ModelConfig, manifest: Manifest, workdir: pathlib.Path
-) -> None:
-    """A model with a row for each task goes on with the tasks that it has."""
-    known = task_ids.last(record.tasks_of(checkpoints.load_provenance()))
-    rows = any('M' in letters for letters in jax.tree.leaves(functional.dims(cfg)))
-    if rows and task_ids.last(manifest.tasks) > known:
-        raise UserError(
-            f'the model in {workdir} has a row for each of its {known} tasks, and a stage brings '
-            'new ones; train them in another --workdir with init_from.path set to this one'
-        )
-
-
 def _optimizer(run: Run, leg: Leg, model_cfg: ModelConfig) -> Optimizer:
     """The optimizer of a leg, whose schedule counts from its first step."""
     offset = 0 if leg.first else run.init_from.step_offset
@@ -341,17 +330,6 @@ def _first_process_prepares(run: Run, folder: pathlib.Path) -> Manifest:
     manifest = manifests.read(folder).of(parts)
     hosts.agree('mixture', dict(mixture=record.mixture_hash(manifest)))
     return manifest.streamed if run.data.mode == 'stream' else manifest
-
-
-def _check_order(start: Any, manifest: Manifest, run: Run) -> None:
-    """A position counts examples of these shards in this order; of others it would mean nothing."""
-    told = start.provenance or {}
-    saved, known = told.get('data_fingerprint'), {t['name'] for t in told.get('tasks', ())}
-    if saved and saved != manifest.fingerprint_of(known):
-        raise UserError(
-            f'the cache of {run.data.mixture!r} is not the one this run was trained on, so it '
-            'cannot go on exactly; restore that cache, or start another run with init_from'
-        )
 
 
 def _labelled(labels: Labels | None, batches: Iterable[Any]) -> Iterable[Any]:
@@ -410,22 +388,3 @@ def _routed(
         with contextlib.suppress(Unwritten):  # metrics.jsonl says that the disk is full
             specialisation.write(workdir, step, told)
     return specialisation.figures(told)
-
-
-def _tasks_from(cfg: InitFromConfig, manifest: Manifest) -> dict[int, int] | None:
-    """Where the ids of the tasks of the run that this one starts from are in this run's table."""
-    if not cfg.path:
-        return None
-    source = Checkpoints(cfg.path, read_only=True)
-    old = record.tasks_of(source.load_provenance(None if cfg.step < 0 else cfg.step))
-    new = {task.name: task.id for task in manifest.tasks}
-    return {0: 0} | {task.id: new[task.name] for task in old if task.name in new}
-
-
-def _rows_from(cfg: InitFromConfig, vocabulary: Vocabulary) -> dict[int, int] | None:
-    """Where the ids of the run that this one starts from are in this run's vocabulary."""
-    folder = pathlib.Path(cfg.path) / 'vocabulary'
-    if not cfg.path or not folder.is_dir():
-        return None
-    old = load(folder)
-    return None if old == vocabulary else common_ids(old, vocabulary)

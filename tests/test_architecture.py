@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = {
     4: '__main__ convert flags run training plan layout stages opened settings prepare record '
     'exams task_ids specialisation extract inspect_tasks checking overlap scaffold shares beside '
-    'diagnosis follow sweep report score synthesise prompt_search wordings doctor versions '
+    'diagnosis follow lineage sweep report score synthesise prompt_search wordings doctor versions '
     'supervise',
     3: 'train',
     2: 'evaluate',

@@ -23,7 +23,9 @@ class Chip:
       interconnect, all links together, one way.
     slow: bytes that a *host* sends to others over the data centre's network, one way.
     pcie: bytes between a chip and its host's memory, one way.
-    devices: of a chip, as JAX sees them; host: chips a host; dimensions: of a topology's name.
+    devices: of a chip, as JAX sees them; host: chips a host at most; a CPU's are all of one.
+    dimensions: of a topology's name; shapes: sizes that slices come in; cubes: the most chips of a
+      slice of 4x4x4 cubes, which slices come in besides. A chip without shapes comes in any number.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Chip:
     devices: int = 1
     host: int = 4
     dimensions: int = 3
+    shapes: tuple[tuple[int, ...], ...] = ()
+    cubes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Topology:
     @property
     def _together(self) -> int:
         """Chips of a host."""
-        if self.chip.platform == 'gpu':
+        if self.chip.platform != 'tpu':
             return self.shape[-1]
         return min(self.chip.host, math.prod(self.shape))
 
@@ -112,7 +116,29 @@ def topology(name: str, slices: int = 1) -> Topology:
             f'--topology={name}: a host has at most {chip.host} GPUs, and sizes are hosts x GPUs a '
             f'host; say {kind}:{math.prod(shape) // chip.host or 1}x{chip.host}'
         )
+    if (known := _shapes(chip)) and tuple(sorted(shape)) not in map(tuple, map(sorted, known)):
+        near = sorted(known, key=lambda other: _unlike(other, shape))[:3]
+        raise UserError(
+            f'--topology={name}: no slice of {kind} has these sizes; the nearest have '
+            + ', '.join('x'.join(map(str, other)) for other in near)
+        )
     return Topology(chip, shape, slices)
+
+
+def _shapes(chip: Chip) -> list[tuple[int, ...]]:
+    """The sizes that slices of a chip come in, the small first in each; none for any sizes."""
+    found, most = list(chip.shapes), chip.cubes
+    for a in range(4, most + 1, 4):
+        for b in range(a, most // a + 1, 4):
+            found += [(a, b, c) for c in range(b, most // (a * b) + 1, 4)]
+    return found
+
+
+def _unlike(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[float, float]:
+    """How far apart two slices are: in chips, and of equals in the size that differs most."""
+    sizes = zip(sorted(one), sorted(other))
+    apart = abs(math.log(math.prod(one) / math.prod(other)))
+    return round(apart, 6), max(abs(math.log(a / b)) for a, b in sizes)
 
 
 def of_device(device_kind: str) -> Chip | None:
@@ -130,37 +156,44 @@ def peak_flops(device_kind: str) -> float | None:
 
 EXAMPLES = {1: '{}:8', 2: '{}:8x8', 3: '{}:4x4x8'}
 
+# Slices of flat chips, as docs/v5e and docs/v6e list them all.
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Slices of less than a cube of 4x4x4 (docs/v4, docs/v5p, docs/tpu7x).
+BLOCKS = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+
 # Google's pages are cloud.google.com/tpu/docs/NAME. Their interconnect bandwidth is of both
 # directions: half of it here. `usable` of TPUs is the limit that libtpu's compiler reports; of GPUs
 # three quarters of the memory, which is what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says
 # more. `pcie` is one direction of 16 lanes: generation 3 (v4: glennklockwood.com/garden/tpuv4) 16
 # GB/s, 4 (A100) 32, 5 (H100, H200) 64; TPUs of which nothing is told are taken as v4 or as A100.
+# `cubes`: a pod of v4 and of tpu7x, 64 and 144 cubes; of v5p the largest slice, 96 (docs/v5p).
 CHIPS: dict[str, Chip] = {
     # docs/v4: 275 TFLOPS, 32 GiB, 1,200 GBps, six links of 50 GBps (2304.01433, table 4); the
     # network is not told: taken as that of v5p, whose hosts are as large.
     'v4': Chip(
         'v4', ('TPU v4',), 'tpu', 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 300e9, 25e9, 16e9,
+        shapes=BLOCKS, cubes=4096,
     ),
     # docs/v5e: 197 TFLOPs, 16 GB, 819 GBps, 400 GBps both ways; docs/v6e: two NICs of 100 Gbps
     # for 8 chips, of which a host of a slice has 4.
     'v5e': Chip(
         'v5e', ('TPU v5 lite', 'TPU v5e'), 'tpu', 197e12, 16 * GIB, 15.75 * GIB, 819e9, 200e9,
-        12.5e9, 16e9, dimensions=2,
+        12.5e9, 16e9, dimensions=2, shapes=FLAT,
     ),
     # docs/v5p: 459 TFLOPs, 95 GiB, 2,765 GBps, 1,200 GBps both ways, network 50 Gbps a chip.
     'v5p': Chip(
         'v5p', ('TPU v5', 'TPU v5p'), 'tpu', 459e12, 95 * GIB, 95.74 * GIB, 2765e9, 600e9, 25e9,
-        16e9,
+        16e9, shapes=BLOCKS, cubes=6144,
     ),
     # docs/v6e and docs/tpu7x: 918 TFLOPs, 32 GiB, 1,638 GBps, 800 GBps, network 100 Gbps a chip.
     'v6e': Chip(
         'v6e', ('TPU v6 lite', 'TPU v6e'), 'tpu', 918e12, 32 * GIB, 31.25 * GIB, 1638e9, 400e9,
-        50e9, 32e9, dimensions=2,
+        50e9, 32e9, dimensions=2, shapes=FLAT,
     ),
     # docs/tpu7x: 2,307 TFLOPs, 192 GiB, 7,380 GBps, 1,200 GBps, network 100 Gbps a chip.
     'tpu7x': Chip(
         'tpu7x', ('TPU7x', 'TPU v7x'), 'tpu', 2307e12, 192 * GIB, 94.75 * GIB, 7380e9, 600e9, 50e9,
-        32e9, devices=2,
+        32e9, devices=2, shapes=((1, 1, 1), *BLOCKS), cubes=9216,
     ),
     # NVIDIA's data sheet of H100 SXM: 989 TFLOPS dense, 80 GB, 3.35 TB/s, NVLink 900 GB/s both
     # ways; DGX H100: eight adapters of 400 Gb/s.

@@ -4,14 +4,18 @@ The config file's own keys are laid over the defaults of the dataclasses first, 
 can be overridden, and not only those that the file names.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import pathlib
 import pkgutil
+import traceback
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -148,7 +152,7 @@ VERB_FLAGS = dict(
         topology=(str, None, 'v5p:8x8x8, h100:HOSTSxGPUS, cpu:8 (what the config declares)'),
         slices=(int, 1, 'slices of that topology, which the slow network joins'),
         mfu=(float, 0.4, 'the share of peak FLOP/s that training is taken to reach'),
-        price=(float, None, 'dollars a device-hour, for what the run costs'),
+        price=(float, None, 'dollars a chip-hour, for what the run costs'),
         tasks=(int, None, 'number of tasks of the run, where no cache tells it'),
         search=(bool, None, 'try meshes, microbatches and remat policies; print the best'),
         compile=(bool, None, 'compile the step for the topology, here, with its own compiler'),
@@ -250,41 +254,69 @@ def names() -> list[str]:
 def written(argument: str) -> tuple[dict[str, Any], str | None]:
     """What a config file itself says, defaults left out; and the TOPOLOGY that it declares."""
     name, config = _from_file(argument)
-    module = _module(argument.partition(':')[0])
-    return {'name': name, **_plain(config)}, getattr(module, 'TOPOLOGY', None)
+    path = argument.partition(':')[0]
+    topology = getattr(_module(path), 'TOPOLOGY', None)
+    if topology is not None and not isinstance(topology, str):
+        raise UserError(f"TOPOLOGY in {path} must be text such as 'v5e:4x4', and is {topology!r}")
+    return {'name': name, **_plain(config)}, topology
 
 
 def _module(path: str) -> types.ModuleType:
-    try:
-        if path.endswith('.py') or '/' in path:
-            file = pathlib.Path(path)
-            if not file.is_file():
-                raise UserError(f'no config file {path}; by name there are: {", ".join(names())}')
-            spec = importlib.util.spec_from_file_location(f'mtpt_config_{file.stem}', file)
-            module = importlib.util.module_from_spec(spec)
+    if path.endswith('.py') or '/' in path:
+        file = pathlib.Path(path)
+        if not file.is_file():
+            raise UserError(f'no config file {path}; by name there are: {", ".join(names())}')
+        spec = importlib.util.spec_from_file_location(f'mtpt_config_{file.stem}', file)
+        module = importlib.util.module_from_spec(spec)
+        with _blamed(path, spec.origin):
             spec.loader.exec_module(module)
-        elif path in names():
-            module = importlib.import_module(f'mtpt.configs.{path}')
-        else:
-            raise UserError(f'no config {path!r}; {nearest(path, names())}')
+        return module
+    if path not in names():
+        raise UserError(f'no config {path!r}; {nearest(path, names())}')
+    import mtpt.configs
+
+    name = f'mtpt.configs.{path}'
+    found = importlib.machinery.PathFinder.find_spec(name, mtpt.configs.__path__)
+    with _blamed(path, found.origin):
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _blamed(path: str, file: str) -> Iterator[None]:
+    """Says of what goes wrong in a config file that it is the file's, and in which line.
+
+    Raises:
+      UserError: in place of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
     except SyntaxError as error:
-        raise UserError(f'{path} is not Python: line {error.lineno}: {error.msg}') from error
-    return module
+        where = path if error.filename in (None, file) else f'{error.filename}, which {path} needs,'
+        raise UserError(f'{where} is not Python: line {error.lineno}: {error.msg}') from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        at = f', line {lines[-1]}' if lines else ''
+        said = ' '.join(str(error).split())
+        raise UserError(f'{path}{at}: {type(error).__name__}: {said}') from error
 
 
-def _from_file(argument: str):
+def _from_file(argument: str) -> tuple[str, Any]:
     path, _, arg = argument.partition(':')
     module = _module(path)
-    if not hasattr(module, 'get_config'):
+    if not callable(getattr(module, 'get_config', None)):
         raise UserError(f'{path} has no get_config(); a config file defines it')
     if arg and not inspect.signature(module.get_config).parameters:
         raise UserError(f'the config {path} takes no argument; leave out :{arg}')
-    try:
-        return pathlib.Path(path).stem, module.get_config(arg) if arg else module.get_config()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f'get_config() of {path} fails: {type(error).__name__}: {error}') from error
+    with _blamed(path, module.__file__):
+        config = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(config, (Mapping, config_dict.ConfigDict)):
+        raise UserError(
+            f'get_config() of {path} must return a ConfigDict, and gave {type(config).__name__}'
+        )
+    return pathlib.Path(path).stem, config
 
 
 def _plain(config):

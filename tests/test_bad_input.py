@@ -14,6 +14,7 @@ import tiny
 
 from mtpt.__main__ import main
 from mtpt.checkpoint import Checkpoints
+from mtpt.config import UserError
 
 
 @pytest.fixture
@@ -47,6 +48,37 @@ def test_a_missing_flag_is_asked_for(refused):
 
 def test_a_wrong_config_name_is_told_the_nearest(refused):
     assert "did you mean 'quickstart'" in refused('train', '--config=quikstart', '--workdir=x')
+
+
+CONFIG = 'from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict()\n'
+
+
+@pytest.mark.parametrize('code,said', [
+    ('import os\n\nrate = base * 2\n' + CONFIG, "line 3: NameError: name 'base'"),
+    ('import no_such_module\n' + CONFIG, 'line 1: ModuleNotFoundError'),
+    ('def get_config():\n    return [][1]\n', 'line 2: IndexError'),
+    ('x = (\n', 'is not Python: line 1'),
+    ('x = 1\n', 'has no get_config()'),
+    ('get_config = 3\n', 'has no get_config()'),
+    ('def get_config():\n    pass\n', 'must return a ConfigDict, and gave NoneType'),
+    ('TOPOLOGY = 42\n' + CONFIG, 'TOPOLOGY'),
+])  # fmt: skip
+def test_a_fault_in_a_config_file_is_told_with_the_file_and_the_line(
+    refused, tmp_path, monkeypatch, code, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').write_text(code)
+    told = refused('plan', '--config=mine.py', '--cache=plans')
+    assert 'mine.py' in told and said in told and 'fault of mtpt' not in told
+    if 'TOPOLOGY' not in code:  # which only a plan reads
+        assert said in refused('train', '--config=mine.py', '--workdir=run')
+
+
+def test_with_debug_a_fault_in_a_config_file_shows_its_traceback(tmp_path):
+    (tmp_path / 'mine.py').write_text('rate = base * 2\n')
+    with pytest.raises(UserError) as raised:
+        main(['plan', f'--config={tmp_path / "mine.py"}', '--debug'])
+    assert isinstance(raised.value.__cause__, NameError)
 
 
 def test_an_unknown_key_says_what_was_meant(refused, tmp_path):

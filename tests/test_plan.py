@@ -11,7 +11,7 @@ from mtpt.config import UserError, read
 from mtpt.mesh import AXES, MeshConfig, make_mesh, place
 from mtpt.model import cost
 from mtpt.model.parts import REMAT
-from mtpt.plan import abstract, flops, memory
+from mtpt.plan import abstract, estimate, flops, memory
 from mtpt.settings import Run
 from mtpt.train.state import new_state
 
@@ -109,9 +109,43 @@ def test_flops_of_a_sparse_model_are_those_of_its_slots():
     assert found.model == pytest.approx(analytic, rel=0.02)
 
 
-def product_flops(f, *shapes):
+DROPLESS = dict(E=4, encoder=2, decoder=2, dispatch='dropless')
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 1, 4, 1)], ids=['data', 'expert'])
+@pytest.mark.parametrize('platform', ['tpu', 'gpu', 'cpu'])
+def test_flops_of_a_model_that_drops_nothing_are_near_those_of_its_tokens(platform, mesh):
+    problem = a_problem(a_run(model=SPARSE | dict(moe=DROPLESS), mesh=mesh))
+    found = flops.count(problem.trace(), dict(problem.mesh.shape), platform)
+    told = found.model / cost.train_flops(problem.model, 64, 32, 32)
+    assert found.exact and found.expected == (platform != 'gpu')
+    if platform != 'gpu':
+        assert told == pytest.approx(1, rel=0.02)
+    else:  # all blocks at once, of all rows that are gathered: some are empty
+        assert 1 <= told < (1.5 if mesh[2] == 1 else mesh[2])
+
+
+@pytest.mark.parametrize(
+    ('model', 'slack'), [({}, 1), (SPARSE | dict(moe=dict(E=4, encoder=2, capacity=2.0)), 2)]
+)
+def test_the_flops_of_a_model_are_those_that_training_reckons_with_and_slots_are_extra(
+    model, slack
+):
+    problem = a_problem(a_run(model=dict(remat='full') | model))
+    leg = estimate.leg(problem, chips.topology('h100:1x1'), 0.4)
+    told, asked = leg['flops'], cost.train_flops(problem.model, 64, 32, 32)
+    slots = cost.train_flops(problem.model, 64, 32, 32, slots=True)
+    assert told['model'] == pytest.approx(asked, rel=0.02)
+    assert told['slots'] == pytest.approx(slots - asked, rel=0.02, abs=0.02 * asked)
+    assert (told['slots'] > 0.1 * asked) == (slack > 1)
+    assert told['model'] + told['slots'] + told['recomputed'] == pytest.approx(told['hardware'])
+    took = leg['seconds']
+    assert took['at_mfu'] / took['products'] == pytest.approx(told['model'] / told['hardware'])
+
+
+def product_flops(f, *shapes, platform=None):
     closed = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
-    return flops.count(closed, dict(zip(AXES, ONE)))
+    return flops.count(closed, dict(zip(AXES, ONE)), platform)
 
 
 def test_loops_count_as_often_as_they_run_and_unknown_ones_are_told_of():
@@ -134,6 +168,20 @@ def test_a_choice_counts_its_larger_branch():
         return jax.lax.cond(x[0, 0] > 0, lambda: (x @ y).sum(), lambda: x.sum())
 
     assert product_flops(f, (4, 8), (8, 16)).model == 2 * 4 * 8 * 16
+
+
+def test_a_choice_by_platform_counts_the_branch_of_the_chip():
+    def unknown(x, y):
+        return jax.lax.while_loop(lambda c: c[0, 0] < 7, lambda c: c @ y, x)
+
+    def f(x, y):
+        by = dict(cpu=lambda x, y: x @ y @ y, tpu=unknown, default=lambda x, y: x @ y)
+        return jax.lax.platform_dependent(x, y, **by)
+
+    one = 2 * 4 * 8 * 8
+    for platform, times in dict(cpu=2, gpu=1, tpu=1).items():  # the default has a known length
+        found = product_flops(f, (4, 8), (8, 8), platform=platform)
+        assert found.model == times * one and found.exact, platform
 
 
 def test_a_kernel_counts_once_a_cell_of_its_grid():

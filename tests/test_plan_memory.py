@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ready import quick_to_compile
@@ -102,12 +103,36 @@ def test_a_walk_on_one_mesh_tells_of_another_and_of_more_parts():
     assert told['activations'] == pytest.approx(walked['activations'], rel=0.1)
 
 
+def test_what_another_platform_needs_is_not_in_the_memory_of_this_one():
+    def wide(x):
+        return (x[:, None] * x.T[None] @ x).sum(1)
+
+    def f(x):
+        y = jax.lax.platform_dependent(x, cpu=lambda x: x @ x, cuda=wide, default=lambda x: x)
+        return jnp.sum(jnp.sin(y))
+
+    x = jax.ShapeDtypeStruct((64, 64), np.float32)
+    closed = jax.make_jaxpr(jax.grad(f))(x)
+    peaks = {
+        name: liveness.course(closed, ['batch'], {}, 1, name).live.sum(1).max()
+        for name in ('cpu', 'gpu', 'tpu')
+    }
+    whole = 64**3 * 4
+    assert peaks['gpu'] > whole and max(peaks['cpu'], peaks['tpu']) < whole / 4, peaks
+
+
 @pytest.mark.parametrize(
-    ('remat', 'moe'), [('full', {}), ('none', EXPERTS)], ids=['dense, full', 'sparse, none']
+    ('remat', 'moe', 'size'),
+    [
+        ('full', {}, 'mini'),
+        ('none', EXPERTS, 'mini'),
+        ('none', EXPERTS | dict(dispatch='dropless'), 'micro'),
+    ],
+    ids=['dense, full', 'sparse, none', 'dropless, none'],
 )
-def test_the_peak_is_near_that_of_the_compiler_for_cpus(remat, moe):
+def test_the_peak_is_near_that_of_the_compiler_for_cpus(remat, moe, size):
     sizes = dict(data=2, fsdp=2, expert=2) if moe else dict(fsdp=4, tensor=2)
-    run = a_run(remat, mesh=sizes, moe=moe)
+    run = a_run(remat, mesh=sizes, moe=moe, size=size)
     problem = a_problem(run, make_mesh(run.mesh))
     stats = problem.lower().compile().memory_analysis()
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -159,6 +184,56 @@ def test_collectives_are_read_with_their_bytes_and_those_in_loops_as_often_as_th
     assert found['collective-permute', True]['bytes'] == 12 * 8 * 16 * 2
     assert found['all-reduce', False]['bytes'] == found['reduce-scatter', False]['bytes'] == 256
     assert len(found) == 4
+
+
+COMBINED = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p0: f32[64], p1: bf16[8,16,2]) -> f32[512] {
+  %p0 = f32[64]{0} parameter(0)
+  %p1 = bf16[8,16,2]{2,1,0} parameter(1)
+  %g = ((f32[64]{0}, bf16[8,16,2]{2,1,0:T(8,128)(2,1)}, /*index=2*/bf16[8,16,2]{2,1,0}), (f32[512]{0}, bf16[64,16,2]{2,1,0:T(8,128)(2,1)}, /*index=2*/bf16[64,16,2]{2,1,0})) all-gather-start(%p0, %p1, /*index=2*/%p1), channel_id=1, dimensions={0}
+  %whole = (f32[512]{0}, bf16[64,16,2]{2,1,0}, bf16[64,16,2]{2,1,0}) all-gather-done(%g)
+  %r = ((f32[512]{0}, f32[512]{0}), (f32[64]{0}, f32[64]{0})) reduce-scatter-start(%w0, %w0), channel_id=2
+  %s = (f32[64]{0}, bf16[8,16,2]{2,1,0}) all-reduce-start(%p0, %p1), channel_id=3, replica_groups={{0,1}}, to_apply=%add
+  %c = (bf16[8,16,2]{2,1,0}, bf16[8,16,2]{2,1,0}, u32[], u32[]) collective-permute-start(%p1), channel_id=4
+  %alone = f32[64]{0} all-reduce(%p0), channel_id=5, replica_groups={{0},{1}}, to_apply=%add
+  %single = f32[64]{0} all-reduce(%p0), channel_id=6, replica_groups=[2,1]<=[2], to_apply=%add
+  ROOT %w0 = f32[512]{0} get-tuple-element(%whole), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_collective_that_was_combined_holds_all_that_went_into_it():
+    """As XLA writes it for GPUs: a `-start` has a tuple of operands and one of results."""
+    held = {row['kind']: row['bytes'] for row in hlo.collectives(COMBINED)}
+    whole, part = 64 * 16 * 2 * 2, 8 * 16 * 2 * 2
+    assert held == {
+        'all-gather': 512 * 4 + 2 * whole, 'reduce-scatter': 2 * 512 * 4,
+        'all-reduce': 64 * 4 + part, 'collective-permute': part,
+    }  # fmt: skip
+
+
+SHARED = """HloModule jit_step, is_scheduled=true
+
+%first.1 (p: f32[64]) -> f32[64] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %a = f32[64]{0} all-reduce(%p), channel_id=1, metadata={op_name="jit(step)/jvp()/psum"}
+}
+
+ENTRY %main (p0: f32[64], p1: f32[32]) -> f32[64] {
+  %p0 = f32[64]{0} parameter(0)
+  %p1 = f32[32]{0} parameter(1)
+  %b = f32[64]{0} fusion(%p0), kind=kLoop, calls=%first.1
+  %c = f32[64]{0} all-reduce(%b), channel_id=1, metadata={op_name="jit(step)/transpose()/psum"}
+  %d = f32[32]{0} all-reduce(%p1), channel_id=1, metadata={op_name="jit(step)/jvp()/psum"}
+  ROOT %e = f32[64]{0} all-reduce(%c), channel_id=1, metadata={op_name="jit(step)/transpose()/psum"}
+}
+"""
+
+
+def test_collectives_of_one_channel_are_told_apart():
+    (row,) = hlo.collectives(SHARED)  # as JAX writes what shard_maps ask for
+    assert row['count'] == 4 and row['bytes'] == (3 * 64 + 32) * 4
 
 
 @pytest.mark.parametrize(

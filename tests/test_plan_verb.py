@@ -13,14 +13,16 @@ from test_plan import a_run
 from mtpt.__main__ import main
 from mtpt.chips import topology
 from mtpt.mesh import AXES
-from mtpt.plan import abstract, estimate, search
+from mtpt.plan import abstract, estimate, search, show
 from mtpt.plan.verb import Asked, key
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALONE = (
     'import sys\nfrom mtpt.__main__ import main\nstatus = main(sys.argv[1:])\n'
     "heavy = {'seqio', 'tensorflow', 'libtpu', 'jax_cuda12_plugin', 'torch'} & set(sys.modules)\n"
-    "print('LOADED', sorted(heavy), 'jax' in sys.modules)\nsys.exit(status)"
+    "print('LOADED', sorted(heavy), 'jax' in sys.modules)\n"
+    "if 'jax' in sys.modules:\n    import jax\n"
+    "    print('PLATFORMS', jax.config.jax_platforms, file=sys.stderr)\nsys.exit(status)"
 )
 
 
@@ -28,7 +30,7 @@ def plan(*words, **env):
     return subprocess.run(
         [sys.executable, '-c', ALONE, 'plan', *words],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=os.environ | dict(JAX_PLATFORMS='cpu', COLUMNS='80') | env,
+        env=os.environ | dict(JAX_PLATFORMS='an accelerator', COLUMNS='80') | env,
     )  # fmt: skip
 
 
@@ -43,10 +45,15 @@ def test_a_config_is_planned_without_accelerators_and_remembered(name, words, de
     first = plan(*words)
     assert first.returncode == 0, first.stderr
     assert 'LOADED [] True' in first.stdout
+    assert 'PLATFORMS cpu\n' in first.stderr  # an accelerator is left alone
     figures = json.loads(out.read_text())
     assert figures['topology']['devices'] == devices
     assert figures['legs'][0]['flops']['model'] > 0 and figures['run']['days'] > 0
-    assert ('dollars' in figures['run']) == ('--price=0.1' in words)
+    told, hours = figures['run'], figures['run']['expected_days'] * 24
+    if '--price=0.1' in words:
+        assert told['expected_dollars'] == pytest.approx(hours * 0.1 * devices)
+    else:
+        assert 'dollars' not in told
     tables = first.stdout.partition('note: ')[0]
     assert max(map(len, tables.splitlines())) <= 80
     again = plan(*words)
@@ -71,6 +78,8 @@ def asked(tmp_path, capsys):
     (['--topology=cpu:3', '--config.mesh.data=3'], 'B=16'),
     (['--topology=cpu', '--mfu=1.4'], '--mfu'),
     (['--topology=cpu', '--price=-1'], '--price'),
+    (['--topology=cpu', '--price=nan'], '--price'),
+    (['--topology=cpu', '--price=inf'], '--price'),
     (['--topology=cpu', '--tasks=0'], '--tasks'),
     (['--topology=cpu', '--slices=0'], '--slices'),
     ([], '--topology'),
@@ -98,6 +107,45 @@ def test_what_the_compiler_says_is_printed(asked, monkeypatch):
     assert status == 0, err
     for said in ('3.00 GiB of 1.00', 'does not fit', 'all-gather', '48', '5.000', '2.50 s'):
         assert said in out
+    assert 'GB held: ' in out
+
+
+@pytest.mark.parametrize('what,status', [('failed', 1), ('too slow', 1), ('refused', 2)])
+def test_a_compile_that_gives_no_answer_has_a_status_and_a_sentence(
+    asked, monkeypatch, what, status
+):
+    told = dict(topology='cpu:1', status=what, fits=None, why='it broke')
+    monkeypatch.setattr('mtpt.plan.compiled.compile_step', lambda job: told)
+    words = ['--config=quickstart', '--topology=cpu', '--config.model.size=micro', '--compile']
+    ended, out, err = asked(*words)
+    assert ended == status and 'it broke' in err and len(err.strip().splitlines()) == 1
+    assert 'memory of a device' in out  # what arithmetic says is there all the same
+
+
+@pytest.mark.parametrize(
+    'peak,said', [(0.5, 'fits in'), (0.95, 'close to'), (1.05, 'does not fit')]
+)
+def test_what_comes_near_the_memory_is_said_to_fit_only_by_a_compiler(peak, said):
+    assert show.verdict(peak * 2**34, 2**34)[0].startswith(said)
+    assert show.CLOSE == search.ROOM
+
+
+def test_a_price_is_that_of_a_chip_and_what_a_run_costs_multiplies_out(asked, tmp_path):
+    out = f'--out={tmp_path / "x.json"}'
+    small = ['--config.model.encoder_layers=1', '--config.model.decoder_layers=1']
+    words = ['--config=t5_base_c4', '--topology=tpu7x:2x2x4', '--config.mesh.data=-1', *small, out]
+    status, _, err = asked(*words)
+    assert status == 0, err
+    assert json.loads((tmp_path / 'x.json').read_text())['run'].keys().isdisjoint({'dollars'})
+    status, out, err = asked(*words, '--price=12.5')
+    assert status == 0 and '12.5 a chip-hour' in out
+    figures = json.loads((tmp_path / 'x.json').read_text())
+    run = figures['run']
+    assert figures['topology']['devices'] == 32 and figures['topology']['chips'] == 16
+    for name in ('', 'expected_'):
+        assert run[f'{name}chip_hours'] == pytest.approx(run[f'{name}days'] * 24 * 16)
+        assert run[f'{name}dollars'] == pytest.approx(run[f'{name}chip_hours'] * 12.5)
+    assert len(list((tmp_path / 'cache').iterdir())) == 1  # a price needs no new plan
 
 
 def test_a_plan_is_remembered_by_all_that_it_depends_on(tmp_path, monkeypatch):
@@ -107,6 +155,7 @@ def test_a_plan_is_remembered_by_all_that_it_depends_on(tmp_path, monkeypatch):
     seen = {key(config, [], Asked(topology='cpu'))}
     assert key(config, [], Asked(topology='cpu', out='x.json', cache='y')) in seen
     seen.add(key(config, ['--config.mesh.data=2'], Asked(topology='cpu')))
+    assert key(config, [], Asked(topology='cpu', price=3)) in seen
     seen.add(key(config, [], Asked(topology='cpu', mfu=0.5)))
     seen.add(key(config | dict(train=dict(steps=3)), [], Asked(topology='cpu')))
     file.write_text('another')
@@ -118,14 +167,39 @@ def test_a_plan_is_remembered_by_all_that_it_depends_on(tmp_path, monkeypatch):
     assert len(seen) == 7
 
 
-def test_a_plan_that_is_cut_short_on_disk_is_made_again(asked, tmp_path):
+def test_a_plan_that_is_not_whole_on_disk_is_made_again(asked, tmp_path):
     words = ['--config=quickstart', '--topology=cpu', '--config.model.size=micro']
     assert asked(*words)[0] == 0
     (place,) = (tmp_path / 'cache').iterdir()
     whole = place.read_text()
-    place.write_text(whole[: len(whole) // 2])
-    assert asked(*words)[0] == 0
-    assert place.read_text() == whole
+    lacking, changed = json.loads(whole), json.loads(whole)
+    del lacking['figures']['legs'][0]['memory']
+    changed['figures']['legs'][0]['memory']['peak'] += 1
+    damaged = [
+        '',
+        whole[: len(whole) // 2],
+        '{}',
+        '[]',
+        '{"format": 1}',
+        '{"sha256": "", "figures": 3}',
+    ]
+    for text in [*damaged, json.dumps(lacking), json.dumps(changed)]:
+        place.write_text(text)
+        status, out, err = asked(*words)
+        assert status == 0 and 'memory of a device' in out, (text[:80], err)
+        assert place.read_text() == whole
+
+
+def test_a_search_cuts_no_name(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    mesh = dict(data=16, fsdp=512, expert=128, tensor=16)
+    row = dict(mesh=mesh, accumulation=512, remat='dots_with_no_batch_dims', peak=2**36, mfu=0.4)
+    row['seconds'] = dict(expected=1234.5)
+    told = dict(tried=100_000, fit=99_999, best=[row], available=2**37)
+    target = dict(name='v4:8x8x8', slices=1, devices=512, hosts=128)
+    show.show(dict(name='any', topology=target, search=told, notes=[]))
+    out = capsys.readouterr().out
+    assert 'dots_with_no_batch_dims ' in out and 'nine tenths of 128.00 GiB' in out
 
 
 MOE = dict(moe=dict(E=4, encoder=2, decoder=2, capacity=1.0))

@@ -47,13 +47,17 @@ class Collective(NamedTuple):
         return self.payload(sizes) * (n - 1) / n * (2 if self.kind == REDUCE else 1)
 
 
-def collectives(closed: Any, sizes: Mapping[str, int]) -> tuple[Collective, ...]:
+def collectives(
+    closed: Any, sizes: Mapping[str, int], platform: str | None = None
+) -> tuple[Collective, ...]:
     """All collectives of a traced step, alike ones added up.
 
-    sizes: of the mesh that it was traced on.
+    Args:
+      sizes: of the mesh that it was traced on.
+      platform: of the chip; by default what is not made for one is taken.
     """
     found: Counter = Counter()
-    for body in bodies(closed):
+    for body in bodies(closed, platform):
         for one in _of(body, sizes):
             if one.axes or one.kind == OFFLOAD:
                 found[one._replace(size=0.0)] += one.size * body.times

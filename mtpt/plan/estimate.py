@@ -17,21 +17,41 @@ HIDDEN = {'data', 'fsdp'}  # traffic of weights and their gradients, which is se
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """What was counted in a traced step; good for any mesh, since axes have no sizes in it."""
+    """What was counted in a traced step; good for any mesh, since axes have no sizes in it.
+
+    model: FLOPs that the model asks for, without empty slots of experts and what is computed again.
+    """
 
     counted: flops.Counted
     collectives: tuple[communication.Collective, ...]
+    model: float
 
 
-def traced(problem: Problem) -> Traced:
-    """Traces the step of a problem and counts what it does."""
+def traced(problem: Problem, platform: str) -> Traced:
+    """Traces the step of a problem and counts what it does on a platform."""
     closed, sizes = problem.trace(), dict(problem.mesh.shape)
-    return Traced(flops.count(closed, sizes), communication.collectives(closed, sizes))
+    counted = flops.count(closed, sizes, platform)
+    sent = communication.collectives(closed, sizes, platform)
+    return Traced(counted, sent, model_flops(problem, counted))
+
+
+def model_flops(problem: Problem, counted: flops.Counted) -> float:
+    """FLOPs that MFU is reckoned with: of sparse models those of the experts that tokens are sent
+    to, as training reckons too, since a trace has their slots, be they filled or empty."""
+    if not problem.model.moe.E:
+        return counted.model
+    data = problem.run.data
+    return cost.train_flops(problem.model, data.inputs_length, data.targets_length, problem.rows)
 
 
 def leg(problem: Problem, topology: Topology, mfu: float) -> dict[str, Any]:
-    """All figures of a leg; bytes and seconds are a device's and a step's."""
-    found = traced(problem)
+    """All figures of a leg; bytes and seconds are a device's and a step's.
+
+    Of its FLOPs, `model`, `slots` and `recomputed` add up to those of the hardware; slots are what
+    experts compute beyond what tokens ask for, below 0 where fewer tokens find a slot. `expected`
+    tells whether they are a mean over where tokens may go, `exact` whether all loops were counted.
+    """
+    found = traced(problem, topology.chip.platform)
     sizes, counted = dict(problem.mesh.shape), found.counted
     lines = communication.lines(found.collectives, sizes, topology)
     held = memory.estimate(problem, topology.chip.platform)
@@ -49,20 +69,23 @@ def leg(problem: Problem, topology: Topology, mfu: float) -> dict[str, Any]:
         available=usable,
         fits=bool(needed <= usable),
         flops=dict(
-            model=counted.model,
+            model=found.model,
+            slots=counted.model - found.model,
+            recomputed=counted.hardware - counted.model,
             hardware=counted.hardware,
             device=counted.per_device(sizes),
             exact=counted.exact,
+            expected=counted.expected,
         ),
         communication=[dataclasses.asdict(line) for line in lines],
-        seconds=(times := seconds(counted, lines, held, sizes, topology, mfu)),
+        seconds=(times := seconds(found, lines, held, sizes, topology, mfu)),
         intensity=intensity(counted, lines, held, sizes, topology),
         tokens_per_second=problem.tokens / times['at_mfu'],
     )
 
 
 def seconds(
-    counted: flops.Counted,
+    found: Traced,
     lines: list[communication.Line],
     held: Mapping[str, float],
     sizes: Mapping[str, int],
@@ -77,7 +100,7 @@ def seconds(
     host's memory and back, which go on meanwhile; activations: what layers wait for. expected: the
     longest of the first four, and then the last.
     """
-    peak = topology.chip.flops / topology.chip.devices
+    peak, counted = topology.chip.flops / topology.chip.devices, found.counted
     parts = dict(
         products=counted.per_device(sizes) / (peak * mfu),
         memory=moved(counted, held, sizes) * topology.chip.devices / topology.chip.bandwidth,
@@ -85,7 +108,7 @@ def seconds(
         host=sum(line.seconds for line in lines if not line.axes),
         activations=sum(line.seconds for line in lines if not set(line.axes) <= HIDDEN),
     )
-    at_mfu = counted.model / (topology.devices * peak * mfu)
+    at_mfu = found.model / (topology.devices * peak * mfu)
     together = ('products', 'memory', 'weights', 'host')
     expected = max(parts[name] for name in together) + parts['activations']
     return dict(at_mfu=at_mfu, **parts, expected=expected)

@@ -1,8 +1,9 @@
 """FLOPs of a step, counted from its jaxpr, and the bytes that its products move.
 
-Scan bodies count as often as they run, kernels once a cell of their grid. What `jax.checkpoint`
-computes a second time is hardware FLOPs, not the model's: MFU is reckoned without it (2204.02311,
-appendix B).
+Scan bodies count as often as they run, kernels once a cell of their grid. Where that hangs on the
+data, as with experts that drop nothing, grouped products count as many rows as are expected. What
+`jax.checkpoint` computes a second time is hardware FLOPs, not the model's: MFU is reckoned without
+it (2204.02311, appendix B).
 """
 
 import dataclasses
@@ -28,10 +29,15 @@ class Product(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """All products of a step; exact is False where a loop's length is not known."""
+    """All products of a step.
+
+    exact: False where a loop's length is not known, so that there is more; expected: whether some
+      count is a mean over what routing may come to.
+    """
 
     products: tuple[Product, ...]
     exact: bool
+    expected: bool = False
 
     @property
     def model(self) -> float:
@@ -52,13 +58,15 @@ class Counted:
         return sum(n / ways(axes, sizes) for p in self.products for n, axes in p.moved)
 
 
-def count(closed: Any, sizes: Mapping[str, int]) -> Counted:
+def count(closed: Any, sizes: Mapping[str, int], platform: str | None = None) -> Counted:
     """Counts the products of a traced step.
 
-    sizes: of the mesh that it was traced on.
+    Args:
+      sizes: of the mesh that it was traced on.
+      platform: of the chip; by default what is not made for one is counted.
     """
-    found, exact = {}, True
-    for body in bodies(closed):
+    found, exact, expected = {}, True, False
+    for body in bodies(closed, platform):
         for eqn in body.jaxpr.eqns:
             model, extra = flops(eqn)
             if model or extra:
@@ -66,7 +74,8 @@ def count(closed: Any, sizes: Mapping[str, int]) -> Counted:
                 key = (product.shared, tuple(axes for _, axes in product.moved))
                 found[key] = _added(found[key], product) if key in found else product
                 exact &= body.exact
-    return Counted(tuple(found.values()), exact)
+                expected |= _grouped(eqn)
+    return Counted(tuple(found.values()), exact, expected)
 
 
 def _product(body: Body, eqn: Any, model: float, extra: float, sizes: Any) -> Product:
@@ -82,7 +91,9 @@ def _product(body: Body, eqn: Any, model: float, extra: float, sizes: Any) -> Pr
         parts = 1
     else:
         shared, parts = body.split, ways(body.split, sizes)
-        moved = [(size_of(v.aval) * parts, shared) for v in arrays]
+        own = [_own(body, eqn, v.aval, sizes) for v in arrays]
+        moved = [(size_of(v.aval) * parts * share, shared) for v, share in zip(arrays, own)]
+        parts *= own[0]
     times = body.times * parts
     if body.repeats(eqn):
         model, extra = 0.0, model + extra
@@ -92,6 +103,17 @@ def _product(body: Body, eqn: Any, model: float, extra: float, sizes: Any) -> Pr
         shared,
         tuple((size * body.times, axes) for size, axes in moved),
     )
+
+
+def _grouped(eqn: Any) -> bool:
+    return eqn.primitive.name.startswith('ragged_dot')
+
+
+def _own(body: Body, eqn: Any, aval: Any, sizes: Mapping[str, int]) -> float:
+    """What is expected to be computed of an array: of rows that were gathered from other devices,
+    as many as a device has itself are of its own groups; elsewhere all."""
+    rows = eqn.invars[0].aval.shape[0] if _grouped(eqn) else None
+    return 1 / ways(body.gathered, sizes) if rows and aval.shape[0] == rows else 1.0
 
 
 def _named(aval: Any) -> Axes:

@@ -18,6 +18,7 @@ CALLED = re.compile(
     r'\b(?:calls|body|condition|to_apply|called_computations|branch_computations|true_computation|'
     r'false_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))'
 )
+ALONE = re.compile(r'replica_groups=(?:\{(?:\{\d+\},?)+\}|\[\d+,1\]<=)')  # groups of one device
 NUMBER = r'(?P<{0}>[\d.]+)(?P<{0}_unit>[KMGT])'
 NEEDED, AVAILABLE = NUMBER.format('needed'), NUMBER.format('available')
 SHORTAGES = (
@@ -101,24 +102,22 @@ def collectives(text: str) -> list[dict[str, Any]]:
 
     `count` is how many stand in the program, `times` how many a step runs, and `bytes` what they
     hold on a device in a step: the larger of operands and results, times how often they run. A
-    collective that the compiler split over several computations counts once.
+    collective that the compiler split over several computations counts once, and one that it
+    combined of several counts once with the bytes of all. What is among groups of one is none.
     """
     found, entry = computations(text)
     runs = times(found, entry)
     looped = _in_loops(found, entry)
     types = {one.name: one.type for body in found.values() for one in body}
     rows: dict[tuple[str, bool], dict[str, Any]] = {}
-    seen = set()
+    seen: dict[tuple[Any, ...], str] = {}
     for name, body in found.items():
         for one in body:
             kind = one.opcode.removesuffix('-start')
-            if kind not in KINDS or not runs.get(name):
+            if kind not in KINDS or not runs.get(name) or ALONE.search(one.rest):
                 continue
-            channel = re.search(r'channel_id=(\d+)', one.rest)
-            key = (kind, channel[1]) if channel else (kind, name, one.name)
-            if key in seen:
+            if seen.setdefault(_same(kind, one), name) != name:
                 continue
-            seen.add(key)
             if kind == 'all-reduce' and 'all-reduce-scatter' in name:
                 kind = 'reduce-scatter'
             loop = name in looped
@@ -131,15 +130,44 @@ def collectives(text: str) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row['bytes'])
 
 
+def _same(kind: str, one: Instruction) -> tuple[Any, ...]:
+    """What the parts of a collective that was split have in common. The channel alone does not do:
+    all that a `shard_map` asks for has the same."""
+    channel = re.search(r'channel_id=(\d+)', one.rest)
+    if not channel:
+        return kind, one.name
+    origin = re.search(r'op_name="([^"]*)"', one.rest)
+    return kind, channel[1], *SHAPE.findall(_made(one)), origin and origin[1]
+
+
 def _held(one: Instruction, types: dict[str, str]) -> int:
     """Bytes of a collective: of operands or results, whichever are more."""
     operands = one.rest[1 : one.rest.index(')')]
     given = sum(number_of_bytes(types.get(n, '')) for n in re.findall(r'%([\w.\-]+)', operands))
-    if one.opcode.endswith('-start') and one.type.startswith('('):
-        made = max((_bytes(*shape) for shape in SHAPE.findall(one.type)), default=0)
-    else:
-        made = number_of_bytes(one.type)
-    return max(given, made)
+    return max(given, number_of_bytes(_made(one)))
+
+
+def _made(one: Instruction) -> str:
+    """The type of what comes out. That of a `-start` is (operands, results, ...), each of them a
+    tuple where the compiler combined several collectives; an all-reduce's is its results."""
+    parts = _parts(one.type)
+    if not one.opcode.endswith('-start') or one.opcode == 'all-reduce-start' or len(parts) < 2:
+        return one.type
+    return parts[1]
+
+
+def _parts(type_: str) -> list[str]:
+    """The elements of a tuple's type; none of a type that is no tuple."""
+    if not type_.startswith('('):
+        return []
+    parts, depth = [''], 0
+    for letter in type_[1:-1]:
+        depth += (letter in '([{') - (letter in ')]}')
+        if letter == ',' and not depth:
+            parts.append('')
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _in_loops(found: dict[str, list[Instruction]], entry: str) -> set[str]:

@@ -21,7 +21,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mtpt.mesh import BATCH
 from mtpt.plan.products import split
 from mtpt.plan.tiles import TILES, Tiles, device_bytes, filled_bytes
-from mtpt.plan.walk import Axes, axes_of
+from mtpt.plan.walk import Axes, axes_of, branches, chosen
 
 COSTLY = frozenset(
     'exp exp2 tanh logistic erf erfc erf_inv log log1p expm1 pow sin cos div rsqrt sqrt'.split()
@@ -35,7 +35,7 @@ FUSED = COSTLY | SAME | frozenset(
     'eq ne lt le gt ge select_n clamp is_finite convert_element_type broadcast_in_dim transpose '
     'iota slice dynamic_slice pad rev shift_left shift_right_logical shift_right_arithmetic rem '
     'nextafter bitcast_convert_type broadcast axis_index partition_id random_wrap random_unwrap '
-    'random_fold_in random_seed full empty empty_like zeros_like split cbrt exp2 real imag '
+    'random_fold_in random_seed full empty empty2 empty_like zeros_like split cbrt exp2 real imag '
     'threefry2x32 random_bits random_split'.split()
 )  # fmt: skip
 # What a weight may go through and still be the same weight.
@@ -280,7 +280,7 @@ class _Walk:
     def cond(self, eqn: Any) -> None:
         _, *given = eqn.invars
         values = [self.value(v) for v in given]
-        for branch in eqn.params['branches']:
+        for branch in branches(eqn):
             inner = branch.jaxpr
             self.bind(inner, values)
             self.walk(inner)
@@ -396,7 +396,8 @@ def course(closed: Any, given: Sequence[Any], sizes: Mapping[str, int], parts: i
       parts: of the accumulation that it was traced with.
       platform: of the chip.
     """
-    jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    jaxpr = chosen(closed, platform).jaxpr
+    jaxpr, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     walk = _Walk(sizes, TILES.get(platform, Tiles()))
     kinds = [kind for kind, kept in zip(given, used) if kept]
     values = []

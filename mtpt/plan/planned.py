@@ -28,7 +28,6 @@ def plan(run: Run, config: str, asked: Asked) -> dict[str, Any]:
         name=run.name,
         topology=machine(target),
         mfu=asked.mfu,
-        price=asked.price,
         notes=_hosts(run, target),
         versions=dict(jax=jax.__version__),
     )
@@ -60,7 +59,7 @@ def plan(run: Run, config: str, asked: Asked) -> dict[str, Any]:
         legs=legs,
         notes=[*problems[0].notes, *about['notes']],
         fits=all(leg['fits'] for leg in legs),
-        run=whole(legs, target, asked.price),
+        run=whole(legs, target),
     )
     if asked.compile:
         about['compiled'] = compiled(run, target, known, legs)
@@ -80,14 +79,15 @@ def _hosts(run: Run, target: Topology) -> list[str]:
 
 def machine(target: Topology) -> dict[str, Any]:
     """A topology and the facts of its chip."""
-    chip = {k: v for k, v in dataclasses.asdict(target.chip).items() if k != 'kind'}
+    left_out = ('kind', 'shapes', 'cubes')
+    chip = {k: v for k, v in dataclasses.asdict(target.chip).items() if k not in left_out}
     return dict(
         name=target.name, slices=target.slices, chips=target.chips, devices=target.devices,
         hosts=target.hosts, chip=chip,
     )  # fmt: skip
 
 
-def whole(legs: list[dict[str, Any]], target: Topology, price: float | None) -> dict[str, Any]:
+def whole(legs: list[dict[str, Any]], target: Topology) -> dict[str, Any]:
     """What the steps of all legs come to at the stated MFU, and as is expected."""
     told = dict(steps=sum(leg['steps'] for leg in legs))
     told['tokens'] = sum(leg['steps'] * leg['tokens'] for leg in legs)
@@ -96,8 +96,6 @@ def whole(legs: list[dict[str, Any]], target: Topology, price: float | None) -> 
         spent = sum(leg['steps'] * leg['seconds'][of] for leg in legs)
         told[f'{name}days'] = spent / DAY
         told[f'{name}device_hours'] = spent / HOUR * target.devices
-        if price is not None:
-            told[f'{name}dollars'] = told[f'{name}device_hours'] * price
     return told
 
 

@@ -1,7 +1,9 @@
 """Which mesh, microbatch and remat policy: those that divide are estimated, those that fit ranked.
 
 The step is traced a few times on a small mesh. What was counted there names mesh axes and not
-their sizes, so a candidate costs arithmetic; the memory of each is estimated from its shapes.
+their sizes, so a candidate costs arithmetic; the memory of each is estimated from its shapes. Some
+things are no multiple of sizes, as the least number of slots that an expert has: the layouts that
+come first are traced on their own meshes, until those that are told are told exactly.
 
 A accumulation  B rows  S encoder positions  T decoder positions
 """
@@ -19,12 +21,14 @@ from mtpt.chips import Topology
 from mtpt.config import UserError
 from mtpt.mesh import AXES, MeshConfig
 from mtpt.model.parts import REMAT
-from mtpt.plan import abstract, communication, estimate, flops, memory
+from mtpt.plan import abstract, communication, estimate, memory
 from mtpt.plan.abstract import Problem, Sizes
 from mtpt.settings import Run
+from mtpt.stages import Leg
 
 SHOWN = 5
 ROOM = 0.9  # of the memory: what is left covers what estimates are wrong by
+TRACED = 24  # layouts at most that are traced on their own meshes
 Key = tuple[Any, ...]
 
 
@@ -44,18 +48,39 @@ def search(run: Run, target: Topology, known: Sizes, mfu: float) -> dict[str, An
       accumulation, remat policy, peak bytes and seconds of a step; smallest: where nothing fits,
       the one that needs least.
     """
-    rows = ranked(run, target, known, mfu)
+    rows, exact = ranked(run, target, known, mfu), []
+    slower: dict[int, float] = {}  # by rows of a device: what traces say to what estimates said
+    for _ in range(TRACED):
+        rough = next((row for row in _first(rows) if row not in exact), None)
+        if rough is None:
+            break
+        rows.remove(rough)
+        try:
+            row = _exactly(rough, run, target, known, mfu)
+        except UserError:  # tokens that share slots do not divide on this mesh
+            if not rows:
+                raise
+            continue
+        exact.append(row)
+        rows.append(row)
+        slower[row['rows']] = row['seconds']['expected'] / rough['seconds']['expected']
+        rows.sort(key=lambda r: _order(r, 1 if r in exact else slower.get(r['rows'], 1)))
     fit = [row for row in rows if row['fits']]
-    smallest = min(rows, key=lambda r: r['peak'])
+    best = [row for row in fit if row in exact] or fit
     return dict(
-        tried=len(rows), fit=len(fit), best=fit[:SHOWN], smallest=None if fit else smallest,
-        available=target.chip.usable,
+        tried=len(rows), fit=len(fit), best=best[:SHOWN],
+        smallest=None if fit else _first(rows)[0], available=target.chip.usable,
     )  # fmt: skip
 
 
+def _first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layouts that are told: the fastest that fit, or the smallest where none does."""
+    return [row for row in rows if row['fits']][:SHOWN] or [min(rows, key=lambda r: r['peak'])]
+
+
 def ranked(run: Run, target: Topology, known: Sizes, mfu: float) -> list[dict[str, Any]]:
-    """Every layout that divides with its estimates, the fastest first; of equals, that of fewer
-    parts, then of less memory.
+    """Every layout that divides with its estimates, the fastest first; of equals one that leaves
+    the host's memory alone, then that of fewer parts, then of less memory.
 
     Raises:
       UserError: none divides.
@@ -73,10 +98,12 @@ def ranked(run: Run, target: Topology, known: Sizes, mfu: float) -> list[dict[st
         traced, problem = probes[remat].of(parts), probes[remat].problem(parts)
         course = probes[remat].course(parts)
         rows += [_row(c, moved(problem, c.mesh), traced, course, target, mfu) for c in group]
-    rows.sort(
-        key=lambda r: (float(f'{r["seconds"]["expected"]:.3g}'), r['accumulation'], r['peak'])
-    )
-    return rows
+    return sorted(rows, key=_order)
+
+
+def _order(row: dict[str, Any], slower: float = 1.0) -> Key:
+    took = float(f'{row["seconds"]["expected"] * slower:.3g}')
+    return took, 'offload' in row['remat'], row['accumulation'], row['peak']
 
 
 def _work(candidate: Candidate) -> tuple[str, int]:
@@ -152,36 +179,36 @@ class _Probe:
         self.parts = sorted({c.accumulation for c in found})
         # Two of each axis that some candidate splits: enough for its name to be in the shardings.
         used = [2 if any(c.mesh[i] > 1 for c in found) else 1 for i in range(len(AXES))]
-        self.mesh = next(
-            mesh
-            for mesh in itertools.chain([tuple(used)], (c.mesh for c in found))
-            if self._fits(mesh)
-        )
+        self.meshes = {
+            parts: next(
+                mesh
+                for mesh in (tuple(used), *(c.mesh for c in found if c.accumulation == parts))
+                if self._fits(mesh, parts)
+            )
+            for parts in self.parts
+        }
         self.traces: dict[int, estimate.Traced] = {}
         self.problems: dict[int, Problem] = {}
 
-    def _fits(self, mesh: tuple[int, ...]) -> bool:
+    def _fits(self, mesh: tuple[int, ...], accumulation: int) -> bool:
+        run = _with(self.run, accumulation, self.remat, mesh)
+        cfg, laid = abstract.model_of(run, self.known), abstract.abstract_mesh(mesh)
         try:
-            self.problem_on(mesh, self.parts[0])
+            layout.check(_longest(run).run, cfg, laid, self.target.chip.platform)
         except UserError:
             return False
         return True
 
-    def problem_on(self, mesh: tuple[int, ...], accumulation: int) -> Problem:
-        run = _with(self.run, accumulation, self.remat, mesh)
-        legs = stages.legs(run)
-        longest = max(legs, key=lambda leg: _positions(leg.run))
-        platform = self.target.chip.platform
-        return abstract.problem(longest, run, abstract.abstract_mesh(mesh), self.known, platform)
-
     def problem(self, accumulation: int) -> Problem:
         """The problem on the small mesh, with so many parts."""
         if accumulation not in self.problems:
-            if not self.problems:
-                self.problems[accumulation] = self.problem_on(self.mesh, accumulation)
+            mesh = self.meshes[accumulation]
+            like = next((p for a, p in self.problems.items() if self.meshes[a] == mesh), None)
+            if like is None:
+                made = _on(mesh, accumulation, self.remat, self.run, self.target, self.known)
             else:
-                like = next(iter(self.problems.values()))
-                self.problems[accumulation] = _in_parts(like, accumulation)
+                made = _in_parts(like, accumulation)
+            self.problems[accumulation] = made
         return self.problems[accumulation]
 
     def of(self, accumulation: int) -> estimate.Traced:
@@ -199,8 +226,22 @@ class _Probe:
 
     def _traced(self, accumulation: int) -> estimate.Traced:
         if accumulation not in self.traces:
-            self.traces[accumulation] = estimate.traced(self.problem(accumulation))
+            problem = self.problem(accumulation)
+            self.traces[accumulation] = estimate.traced(problem, self.target.chip.platform)
         return self.traces[accumulation]
+
+
+def _on(
+    mesh: tuple[int, ...], accumulation: int, remat: str, run: Run, target: Topology, known: Sizes
+) -> Problem:
+    """The longest leg of a run in a layout."""
+    run = _with(run, accumulation, remat, mesh)
+    laid = abstract.abstract_mesh(mesh)
+    return abstract.problem(_longest(run), run, laid, known, target.chip.platform)
+
+
+def _longest(run: Run) -> Leg:
+    return max(stages.legs(run), key=lambda leg: _positions(leg.run))
 
 
 def _positions(run: Run) -> int:
@@ -253,8 +294,8 @@ def _between(
             made.append(x._replace(moved=moved))
         else:
             made.append(x._replace(size=line(x.size, y.size)))
-    counted = flops.Counted(tuple(products), first.counted.exact)
-    return estimate.Traced(counted, tuple(sent))
+    counted = dataclasses.replace(first.counted, products=tuple(products))
+    return estimate.Traced(counted, tuple(sent), first.model)
 
 
 def _by_key(traced: estimate.Traced) -> dict[Key, Any]:
@@ -275,7 +316,7 @@ def _row(
     sizes = dict(zip(AXES, candidate.mesh))
     lines = communication.lines(traced.collectives, sizes, target)
     held = memory.estimate(problem, target.chip.platform, course)
-    times = estimate.seconds(traced.counted, lines, held, sizes, target, mfu)
+    times = estimate.seconds(traced, lines, held, sizes, target, mfu)
     return dict(
         mesh=sizes,
         accumulation=candidate.accumulation,
@@ -286,3 +327,17 @@ def _row(
         mfu=mfu * times['at_mfu'] / times['expected'],
         rows=math.ceil(problem.rows / candidate.accumulation / math.prod(candidate.mesh[:3])),
     )
+
+
+def _exactly(
+    row: Mapping[str, Any], run: Run, target: Topology, known: Sizes, mfu: float
+) -> dict[str, Any]:
+    """A row as its own plan has it.
+
+    Raises:
+      UserError: the layout turns out not to divide.
+    """
+    candidate = Candidate(tuple(row['mesh'].values()), row['accumulation'], row['remat'])
+    problem = _on(*candidate, run, target, known)
+    traced = estimate.traced(problem, target.chip.platform)
+    return _row(candidate, problem, traced, None, target, mfu)

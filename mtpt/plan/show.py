@@ -9,6 +9,7 @@ import rich.table
 import rich.text
 
 GIB = 2**30
+CLOSE = 0.9  # of the memory: what estimates are wrong by may take the rest, as in `search.ROOM`
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -45,10 +46,10 @@ def _parts(figures: dict[str, Any]) -> Iterator[Any]:
 
 def searched(told: dict[str, Any]) -> Iterator[Any]:
     """The best layouts, and the lines of a config that ask for the first of them."""
-    usable = told['available'] / GIB
+    usable = f'nine tenths of {told["available"] / GIB:,.2f} GiB a device'
     columns = ('parts', 'remat', 'GiB', 'a step', 'MFU')
     table = _table(f'{told["tried"]:,} layouts, {told["fit"]:,} fit', *columns)
-    table.columns[2].justify = 'left'
+    table.columns[2].justify, table.columns[2].no_wrap = 'left', True
     for row in told['best'] or [told['smallest']]:
         mesh = ', '.join(f'{axis}={n}' for axis, n in row['mesh'].items() if n > 1) or 'data=1'
         took = _seconds(row['seconds']['expected'])
@@ -57,11 +58,12 @@ def searched(told: dict[str, Any]) -> Iterator[Any]:
     yield table
     if not told['best']:
         yield rich.text.Text(
-            f'nothing fits in {usable:,.2f} GiB a device; the layout above needs least: take more '
-            'chips, larger ones, or an optimizer with less state',
+            f'nothing fits in {usable}; the layout above needs least: take more chips, larger '
+            'ones, or an optimizer with less state',
             style='bold red',
         )
         return
+    yield rich.text.Text(f'fit: in {usable}; a tenth is kept free\n', style='dim')
     best = told['best'][0]
     mesh = ', '.join(f'{axis}={n}' for axis, n in best['mesh'].items() if n > 1)
     yield rich.text.Text(
@@ -96,15 +98,24 @@ def memory(leg: dict[str, Any], figures: dict[str, Any]) -> rich.table.Table:
         if name != 'peak' and isinstance(n, (int, float)):
             table.add_row(name.replace('_', ' '), f'{n / GIB:,.3f}')
     table.add_section()
-    fits, usable = leg['fits'], leg['available'] / GIB
-    said = f'fits in {usable:,.2f}' if fits else f'does not fit in {usable:,.2f}'
-    mark = rich.text.Text(f'peak, {said}', style='green' if fits else 'bold red')
+    said, style = verdict(leg['memory']['peak'], leg['available'])
+    mark = rich.text.Text(f'peak, {said}', style=style)
     table.add_row(mark, f'{leg["memory"]["peak"] / GIB:,.3f}')
     cache = figures['kv_cache']
     if cache['rows']:
         what = f'KV cache of {_count(cache["rows"], "row")}, when decoding'
         table.add_row(rich.text.Text(what, style='dim'), f'{cache["bytes"] / GIB:,.3f}')
     return table
+
+
+def verdict(peak: float, available: float) -> tuple[str, str]:
+    """Whether an estimate fits, and the style in which that is said."""
+    much = f'{available / GIB:,.2f}'
+    if peak > available:
+        return f'does not fit in {much}', 'bold red'
+    if peak > CLOSE * available:
+        return f'close to {much}: only --compile can tell whether it fits', 'bold yellow'
+    return f'fits in {much}', 'green'
 
 
 def step(leg: dict[str, Any], figures: dict[str, Any]) -> rich.table.Table:
@@ -117,13 +128,17 @@ def step(leg: dict[str, Any], figures: dict[str, Any]) -> rich.table.Table:
     table.add_row('batch', f'{leg["rows"]:,} rows of {lengths} positions{parts}')
     least = '' if done['exact'] else ' at least (a loop has no known length)'
     table.add_row('FLOPs of the model', f'{_number(done["model"])}{least}')
-    again = done['hardware'] / done['model'] - 1 if done['model'] else 0.0
-    table.add_row('with recomputation', f'{_number(done["hardware"])} (+{again:.1%})')
+    if done['slots'] > 0.01 * done['model']:
+        table.add_row('with empty slots', _number(done['model'] + done['slots']))
+    again = done['recomputed'] / done['model'] if done['model'] else 0.0
+    mean = ', as routing is expected' if done['expected'] else ''
+    table.add_row('with recomputation', f'{_number(done["hardware"])} (+{again:.1%}){mean}')
     table.add_row('of a device', _number(done['device']))
-    table.add_row('FLOPs a byte of HBM', _ridge(has['memory'], has['memory_ridge']))
+    mfu = figures['mfu']
+    table.add_row('FLOPs a byte of HBM', _ridge(has['memory'], has['memory_ridge'], mfu))
     if has['links']:
-        table.add_row('FLOPs a byte sent', _ridge(has['links'], has['links_ridge']))
-    table.add_row(f'products at {figures["mfu"]:.0%} of peak', _seconds(took['products']))
+        table.add_row('FLOPs a byte sent', _ridge(has['links'], has['links_ridge'], mfu))
+    table.add_row(f'products at {mfu:.0%} of peak', _seconds(took['products']))
     table.add_row('reading, writing HBM', _seconds(took['memory']))
     if took['weights']:
         table.add_row('sending weights, gradients', f'{_seconds(took["weights"])} meanwhile')
@@ -131,12 +146,20 @@ def step(leg: dict[str, Any], figures: dict[str, Any]) -> rich.table.Table:
         table.add_row('to and from the host', f'{_seconds(took["host"])} meanwhile')
     if took['activations']:
         table.add_row('sending activations', f'{_seconds(took["activations"])} in between')
+    table.add_row('expected', f'{_seconds(took["expected"])}, by {_bound(took)}')
     return table
 
 
-def _ridge(has: float, ridge: float) -> str:
-    bound = 'products take longer' if has >= ridge else 'the bytes take longer'
-    return f'{has:,.0f} against a ridge of {ridge:,.0f}: {bound}'
+def _ridge(has: float, ridge: float, mfu: float) -> str:
+    """FLOPs a byte beside the number from which on products take longer than the bytes."""
+    return f'{has:,.0f} (ridge: {ridge:,.0f} at peak, {ridge * mfu:,.0f} at {mfu:.0%})'
+
+
+def _bound(took: dict[str, float]) -> str:
+    """What a step waits for: the longest of all that goes on at once, and what comes between."""
+    names = dict(products='products', memory='HBM', weights='weights', host='the host')
+    longest = names[max(names, key=took.get)]
+    return longest + (' and activations' if took['activations'] else '')
 
 
 def traffic(leg: dict[str, Any]) -> rich.table.Table:
@@ -164,13 +187,14 @@ def run(figures: dict[str, Any]) -> rich.table.Table:
     table.add_row('MFU', f'{mfu:.1%}', f'{mfu * rows[""] / rows["expected_"]:.1%}')
     table.add_row('positions a second', *(_number(told['tokens'] / s) for s in rows.values()))
     table.add_row('days', *(f'{s / 86400:,.2f}' for s in rows.values()))
-    table.add_row('device-hours', *(f'{told[f"{p}device_hours"]:,.0f}' for p in rows))
+    table.add_row('chip-hours', *(_amount(told[f'{p}chip_hours']) for p in rows))
     if 'dollars' in told:
-        table.add_row('dollars', *(f'{told[f"{p}dollars"]:,.0f}' for p in rows))
+        price = f'dollars, at {figures["price"]:,g} a chip-hour'
+        table.add_row(price, *(_amount(told[f'{p}dollars']) for p in rows))
     return table
 
 
-def compiled(told: dict[str, Any]) -> Iterator[rich.table.Table]:
+def compiled(told: dict[str, Any]) -> Iterator[Any]:
     """What the compiler says: peak memory, whether it fits, collectives."""
     table = _table(f'compiled for {told["topology"]}')
     table.add_row('status', told['status'] + (f': {told["why"]}' if told.get('why') else ''))
@@ -193,6 +217,10 @@ def compiled(told: dict[str, Any]) -> Iterator[rich.table.Table]:
         table.add_row(row['kind'], where, *ran)
     table.columns[1].header = ''
     yield table
+    yield rich.text.Text(
+        'GB held: on a device the larger of operands and results, in all runs of a step\n',
+        style='dim',
+    )
 
 
 def _table(title: str = '', *columns: str) -> rich.table.Table:
@@ -229,6 +257,10 @@ WORDS: Iterable[tuple[float, str]] = (
     (1e24, 'x 10^24'), (1e21, 'x 10^21'), (1e18, 'x 10^18'), (1e15, 'x 10^15'), (1e12, 'trillion'),
     (1e9, 'billion'), (1e6, 'million'), (1e3, 'thousand'),
 )  # fmt: skip
+
+
+def _amount(n: float) -> str:
+    return f'{n:,.0f}' if n >= 100 else f'{n:,.3g}'
 
 
 def _seconds(s: float) -> str:

@@ -3,17 +3,23 @@
 A shape in a jaxpr is that of the whole array, and its sharding names mesh axes; within a
 `shard_map` it is a device's part. What is counted here is therefore kept as sums over axes' names,
 and becomes a number a device once the axes have sizes: one trace serves every mesh.
+
+What a step does by platform (`jax.lax.platform_dependent`) is in its trace once for each; of these
+one is chosen before anything is counted.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core.primitives import closed_call_p
 from jax.interpreters.partial_eval import dce_jaxpr
 
 Axes = tuple[str, ...]
+
+LOWERED = dict(tpu='tpu', gpu='cuda', cpu='cpu')  # what JAX calls a chip's platform there
 
 
 class Body(NamedTuple):
@@ -22,6 +28,7 @@ class Body(NamedTuple):
     times: how often it runs; exact: whether that is known, or is a lower bound.
     again: whether it computes what was computed before (`jax.checkpoint`).
     split: the axes of which a device holds a part; not None within a `shard_map` only.
+    gathered: those of them along which it is sent, in this `shard_map`, what the others hold.
     """
 
     jaxpr: Any
@@ -29,6 +36,7 @@ class Body(NamedTuple):
     exact: bool = True
     again: bool = False
     split: Axes | None = None
+    gathered: Axes = ()
 
     def repeats(self, eqn: Any) -> bool:
         """Whether an equation of it recomputes for the backward pass."""
@@ -38,9 +46,13 @@ class Body(NamedTuple):
 AGAIN = 'rematted_computation'  # what jax.checkpoint calls it
 
 
-def bodies(closed: Any) -> Iterator[Body]:
-    """The jaxpr of a traced step and all that it calls, without what nothing depends on."""
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+def bodies(closed: Any, platform: str | None = None) -> Iterator[Body]:
+    """The jaxpr of a traced step and all that it calls, without what nothing depends on.
+
+    platform: of the chip, as `chosen` takes it; loops of known length are preferred.
+    """
+    jaxpr = chosen(closed, platform, known=True).jaxpr
+    jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     yield from _within(Body(jaxpr))
 
 
@@ -63,7 +75,9 @@ def _within(body: Body) -> Iterator[Body]:
                 yield from max(found, key=_weight)
             case 'shard_map':
                 split = tuple(sorted({a for spec in eqn.params['in_specs'] for a in axes_of(spec)}))
-                yield from _within(inner._replace(jaxpr=eqn.params['jaxpr'], split=split))
+                gathered = tuple(a for a in split if a in set(_gathered(eqn.params['jaxpr'])))
+                inner = inner._replace(split=split, gathered=gathered)
+                yield from _within(inner._replace(jaxpr=eqn.params['jaxpr']))
             case 'pallas_call':
                 steps = [n for n in eqn.params['grid_mapping'].grid if isinstance(n, int)]
                 inner = inner._replace(
@@ -76,17 +90,77 @@ def _within(body: Body) -> Iterator[Body]:
                     yield from _within(inner._replace(jaxpr=jaxpr))
 
 
+def chosen(closed: Any, platform: str | None, known: bool = False) -> Any:
+    """A traced step with one platform's branches in place of those for several.
+
+    Args:
+      platform: of the chip: 'tpu', 'gpu' or 'cpu'; where none is for it, that for all others.
+      known: whether to take that for all others too where the platform's own has products in a loop
+        of no known length.
+    """
+    return closed.replace(jaxpr=_chosen(closed.jaxpr, LOWERED.get(platform), known))
+
+
+def _chosen(jaxpr: Any, platform: str | None, known: bool) -> Any:
+    def within(param: Any) -> Any:
+        if isinstance(param, (tuple, list)):
+            return tuple(within(x) for x in param) if any(map(_nested, param)) else param
+        if isinstance(param, ClosedJaxpr):
+            return param.replace(jaxpr=_chosen(param.jaxpr, platform, known))
+        return _chosen(param, platform, known) if _nested(param) else param
+
+    eqns = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'cond' and eqn.params.get('branches_platforms'):
+            params = dict(call_jaxpr=within(_branch(eqn, platform, known)))
+            eqn = eqn.replace(primitive=closed_call_p, invars=eqn.invars[1:], params=params)
+        elif eqn.primitive.name != 'pallas_call' and any(map(_nested, _flat(eqn.params.values()))):
+            eqn = eqn.replace(params={name: within(param) for name, param in eqn.params.items()})
+        eqns.append(eqn)
+    return jaxpr.replace(eqns=eqns)
+
+
+def _branch(eqn: Any, platform: str | None, known: bool) -> Any:
+    """What a choice by platform comes to on one."""
+    by = {
+        name: branch
+        for names, branch in zip(eqn.params['branches_platforms'], branches(eqn))
+        for name in names or (None,)
+    }
+    own = by.get(platform, by.get(None, branches(eqn)[-1]))
+    if known and not all(b.exact or not _weight([b]) for b in _within(Body(own.jaxpr))):
+        return by.get(None, own)
+    return own
+
+
 def branches(eqn: Any) -> tuple[Any, ...]:
     """What a `cond` chooses from."""
     return eqn.params['branches']
 
 
+def _gathered(jaxpr: Any) -> Iterator[str]:
+    """The axes along which a `shard_map` gathers, or scatters sums of what was gathered."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ('all_gather', 'all_gather_invariant', 'reduce_scatter'):
+            yield from entry_axes(eqn.params['axis_name'])
+        for inner in _called(eqn):
+            yield from _gathered(inner)
+
+
 def _called(eqn: Any) -> Iterator[Any]:
-    for param in eqn.params.values():
-        for value in param if isinstance(param, (tuple, list)) else (param,):
-            value = getattr(value, 'jaxpr', value)
-            if hasattr(value, 'eqns'):
-                yield value
+    for value in _flat(eqn.params.values()):
+        if _nested(value):
+            yield getattr(value, 'jaxpr', value)
+
+
+def _flat(params: Iterable[Any]) -> Iterator[Any]:
+    for param in params:
+        yield from param if isinstance(param, (tuple, list)) else (param,)
+
+
+def _nested(param: Any) -> bool:
+    """Whether a parameter of an equation is a jaxpr, closed or not."""
+    return isinstance(param, (ClosedJaxpr, Jaxpr))
 
 
 def _weight(found: list[Body]) -> float:

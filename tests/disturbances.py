@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -170,8 +171,8 @@ def filled(lab: Lab, place: pathlib.Path, rng: random.Random, with_log: bool = F
         workdir, beside = disk / 'run', place.parent / f'{place.name}.said'
         with lab.start(workdir, said=disk / 'said' if with_log else beside) as group:
             _step_after(group, rng.randint(1, lab.steps - 2), rng)
-            _fill(disk / 'ballast')
-            status = group.wait()[0]
+            with _full(disk / 'ballast'):
+                status = group.wait()[0]
             said = group.said()
             assert status == NOT_SAVED, f'ended with {status}: {said[-2000:]}'
             if not with_log:
@@ -372,13 +373,26 @@ def _told(seconds: float | None) -> tuple[float, ...]:
     return () if seconds is None else (seconds,)
 
 
-def _fill(ballast: pathlib.Path) -> None:
-    """Writes until there is no room left."""
-    with open(ballast, 'wb', buffering=0) as file, contextlib.suppress(OSError):
-        for size in (1 << 20, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while file.write(b'x' * size):
-                    pass
+@contextlib.contextmanager
+def _full(ballast: pathlib.Path) -> Iterator[None]:
+    """Writes until there is no room left, and whenever a save that failed has made some again."""
+    over = threading.Event()
+
+    def fill():
+        with open(ballast, 'wb', buffering=0) as file:
+            while not over.wait(0.002):
+                for size in (1 << 20, 1 << 12, 1):
+                    with contextlib.suppress(OSError):
+                        while file.write(b'x' * size):
+                            pass
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        filling.join()
 
 
 def _files(place, cache, what: str, step: int) -> list[pathlib.Path]:

@@ -124,8 +124,11 @@ class Group:
         return (self.steps() or [0])[-1]
 
     def steps(self) -> list[int]:
-        """All steps that the first process told of, some again after a restart."""
-        return [int(step) for step in re.findall(r'^step (\d+)/', self.said(), re.MULTILINE)]
+        """All steps that the first process told of, some again after a restart.
+
+        Also behind what a library's thread was writing on the same line.
+        """
+        return [int(step) for step in re.findall(r'step (\d+)/\d+  loss', self.said())]
 
     def send(self, number: int, which: Sequence[int] | None = None) -> None:
         """Signals some of the processes, or all of them."""

@@ -84,6 +84,7 @@ class Checkpoints:
             )
         # What goes wrong in Orbax is raised and said in one sentence: its own log adds nothing.
         logging.getLogger('absl').addFilter(_unless_orbax)
+        logging.getLogger('asyncio').addFilter(_unless_left)
         self._read_only, self._known_whole = read_only, set()
         self._saving, self._saved_at = None, time.monotonic()
         self._failure = ''
@@ -372,6 +373,11 @@ class Checkpoints:
 
 def _unless_orbax(record: logging.LogRecord) -> bool:
     return '/orbax/' not in record.pathname
+
+
+def _unless_left(record: logging.LogRecord) -> bool:
+    """Of writes that fail together Orbax raises one, and asyncio would print all others."""
+    return 'was never retrieved' not in record.getMessage()
 
 
 def _short(error: Exception) -> str:

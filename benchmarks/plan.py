@@ -41,9 +41,6 @@ def mesh(**sizes: int) -> tuple[str, ...]:
     )
 
 
-XXL = ('model.size=xxl', 'model.remat=full', 'data.batch_size=1024', 'data.row_groups=64')
-
-
 def base(remat: str, rows: int, *more: str) -> tuple[str, ...]:
     return (f'model.remat={remat}', f'data.batch_size={rows}', 'data.row_groups=4', *more)
 

@@ -1,7 +1,6 @@
 """What a run goes on from or starts from: whether it may, and where what was learnt goes."""
 
 import pathlib
-from typing import Any
 
 import jax
 
@@ -12,11 +11,12 @@ from mtpt.data.manifest import Manifest
 from mtpt.model import functional
 from mtpt.model.config import ModelConfig
 from mtpt.settings import Run
+from mtpt.train.start import Start
 from mtpt.train.state import InitFromConfig
 from mtpt.vocabulary import Vocabulary, common_ids, load
 
 
-def check_order(start: Any, manifest: Manifest, run: Run) -> None:
+def check_order(start: Start, manifest: Manifest, run: Run) -> None:
     """A position counts examples of these shards in this order; of others it would mean nothing.
 
     Raises:

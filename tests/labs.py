@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         )
 
 
-ONE, TWO, FOUR = Layout(), Layout(2, data=2), Layout(4, data=4)
+ONE, TWO = Layout(), Layout(2, data=2)
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:

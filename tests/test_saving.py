@@ -476,7 +476,7 @@ def test_jax_is_asked_for_its_sync_point_where_it_has_one(monkeypatch):
     )
     with Signals(lambda text: None) as signals:
         assert not signals.agreed(3)  # JAX's service is off
-        monkeypatch.setattr(host, '_synced', lambda: True)
+        monkeypatch.setattr(host.hosts, 'synced', lambda: True)
         assert not signals.agreed(2) and signals.agreed(3)
         assert signals.asked == 'a preemption notice'
 

@@ -31,6 +31,7 @@ from mtpt.hosts.service import (
     index,
     number,
     spelled,
+    synced,
     tell,
     told,
     turn_of,
@@ -39,7 +40,7 @@ from mtpt.hosts.service import (
 
 __all__ = [
     'HOUR', 'agree', 'check_shared', 'first', 'forget', 'heard', 'index', 'join', 'joined', 'leave',
-    'meet', 'number', 'one_at_a_time', 'spelled', 'tell', 'told', 'wait_for_all',
+    'meet', 'number', 'one_at_a_time', 'spelled', 'synced', 'tell', 'told', 'wait_for_all',
 ]  # fmt: skip
 
 

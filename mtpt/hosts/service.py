@@ -25,6 +25,11 @@ def index() -> int:
     return distributed.global_state.process_id if client() else 0
 
 
+def synced() -> bool:
+    """Whether JAX listens for preemption here, and has a step at which all processes may stop."""
+    return distributed.global_state.preemption_sync_manager is not None
+
+
 def wait_for_all(name: str, seconds: float = HOUR) -> None:
     """Returns once every process has called it with this name, as often as this one.
 

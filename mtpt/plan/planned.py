@@ -11,7 +11,7 @@ from mtpt.plan import abstract, estimate
 from mtpt.plan.verb import FORMAT, Asked
 from mtpt.settings import Run
 
-HOUR, DAY = 3600.0, 86400.0
+DAY = 86400.0
 
 
 def plan(run: Run, config: str, asked: Asked) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def plan(run: Run, config: str, asked: Asked) -> dict[str, Any]:
         legs=legs,
         notes=[*problems[0].notes, *about['notes']],
         fits=all(leg['fits'] for leg in legs),
-        run=whole(legs, target),
+        run=whole(legs),
     )
     if asked.compile:
         about['compiled'] = compiled(run, target, known, legs)
@@ -87,7 +87,7 @@ def machine(target: Topology) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def whole(legs: list[dict[str, Any]], target: Topology) -> dict[str, Any]:
+def whole(legs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the steps of all legs come to at the stated MFU, and as is expected."""
     told = dict(steps=sum(leg['steps'] for leg in legs))
     told['tokens'] = sum(leg['steps'] * leg['tokens'] for leg in legs)
@@ -95,7 +95,6 @@ def whole(legs: list[dict[str, Any]], target: Topology) -> dict[str, Any]:
     for name, of in (('', 'at_mfu'), ('expected_', 'expected')):
         spent = sum(leg['steps'] * leg['seconds'][of] for leg in legs)
         told[f'{name}days'] = spent / DAY
-        told[f'{name}device_hours'] = spent / HOUR * target.devices
     return told
 
 

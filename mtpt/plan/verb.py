@@ -107,7 +107,7 @@ def _plan(argument: str, overrides: list[str], asked: Asked) -> dict[str, Any]:
     from mtpt.plan import planned
 
     run = flags.load(argument, overrides)
-    return planned.plan(run, argument, dataclasses.replace(asked, price=None))
+    return planned.plan(run, argument, asked)
 
 
 def priced(figures: dict[str, Any], price: float | None) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed  # has no public name
 from jax.experimental import multihost_utils
 
+from mtpt import hosts
 from mtpt.config import UserError
 from mtpt.hosts import maintenance, meeting
 
@@ -90,10 +90,6 @@ class Straight:
         """Nothing is drawn ahead."""
 
 
-def _synced() -> bool:
-    return distributed.global_state.preemption_sync_manager is not None
-
-
 class Signals:
     """Turns the first Ctrl-C, SIGTERM or notice into a wish to stop; a second Ctrl-C stops at once.
 
@@ -124,8 +120,8 @@ class Signals:
         if why := self._meeting.reached(step):
             self.asked = why
             return True
-        # JAX's own, which has one only where its service is on and hears of more than SIGTERM.
-        if _synced() and multihost_utils.reached_preemption_sync_point(step):
+        # JAX's own: its service may be off, and may hear of more than SIGTERM.
+        if hosts.synced() and multihost_utils.reached_preemption_sync_point(step):
             self.asked = 'a preemption notice'
             return True
         return False

@@ -115,21 +115,21 @@ class Trainer:
         self.beside.watchdog.anew()
         notices = self.checkpoints.cfg.notices
         with jax.set_mesh(self.mesh), Signals(self.writer.say, notices) as signals:
-            course = _Course(self, state, signals)
-            course.run(loader)
-            stopped = course.step < last or signals.agreed(course.step)
-        failed = course.saving.failed
+            fit = _Fit(self, state, signals)
+            fit.run(loader)
+            stopped = fit.step < last or signals.agreed(fit.step)
+        failed = fit.saving.failed
         if failed and (stopped or not self.more):
             raise failed
         if stopped:
             status = INTERRUPTED if signals.asked == CTRL_C else REQUEUE
-            raise Interrupted(_farewell(signals.asked, course.step, self.checkpoints), status)
+            raise Interrupted(_farewell(signals.asked, fit.step, self.checkpoints), status)
         if signals.asked:  # of this process alone, and after the last step
-            raise Ended(_farewell(signals.asked, course.step, self.checkpoints))
-        return Fitted(course.state, course.figures, course.whole_position())
+            raise Ended(_farewell(signals.asked, fit.step, self.checkpoints))
+        return Fitted(fit.state, fit.figures, fit.whole_position())
 
 
-class _Course:
+class _Fit:
     """A fit under way: where it is by now, and what is still to be read and saved of it."""
 
     def __init__(self, by: Trainer, state: TrainState, signals: Signals):
